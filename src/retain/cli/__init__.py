@@ -1,0 +1,1 @@
+"""The command line and the interactive menu. No logic of their own: they call the rooms below and show what comes back."""

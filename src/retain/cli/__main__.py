@@ -1,0 +1,5 @@
+"""`python -m retain.cli`."""
+
+from retain.cli.main import main
+
+main()

@@ -1,0 +1,141 @@
+"""`retain adapters`: the adapters that hold what was learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from retain.cli.command import command
+from retain.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from retain.cli.session import Session
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of an adapter (see retain adapters list).")]
+
+
+@command(("retain adapters list", "all adapters"), ("retain adapters list --json", "for programs"))
+def list_adapters(here: Session) -> None:
+    """The adapters in use, with the documents that they were learned from."""
+    adapters = list(here.open().adapters)
+    if here.json:
+        here.emit(adapters)
+        return
+    if not adapters:
+        here.out.print("no adapter yet: retain learn FILE")
+        return
+    from retain.cli.output import amount, data_size, table
+
+    rows = table("adapter", "domain", "documents", "rank", "parameters", "size", "in use", right=("documents", "rank", "parameters", "size"))
+    for adapter in adapters:
+        sizes = (str(len(adapter.documents)), str(adapter.rank), amount(adapter.parameters), data_size(adapter.bytes))
+        rows.add_row(adapter.name, adapter.domain, *sizes, Text("yes", style="green") if adapter.enabled else Text("no", style="yellow"))
+    here.out.print(rows)
+
+
+@command(("retain adapters show travel-policy", "where it sits and what it was learned from"))
+def show_adapter(here: Session, name: Name) -> None:
+    """One adapter: its documents, sites, size and identity."""
+    adapter = find(here, name)
+    if here.json:
+        here.emit(adapter)
+        return
+    from retain.cli.history import names
+    from retain.cli.output import amount, data_size, facts, words
+
+    titles = names(here.open())
+    about = [f"{titles.get(document) or document}  ({document})" for document in adapter.documents]
+    rows = [
+        ("adapter", Text(adapter.name, style="bold")),
+        ("digest", Text(adapter.digest)),
+        ("domain", Text(adapter.domain)),
+        ("documents", Text("\n".join(about) or "none")),
+        ("rank", Text(str(adapter.rank))),
+        ("sites", Text(sites(adapter.sites))),
+        ("size", Text(f"{amount(adapter.parameters)} parameters, {data_size(adapter.bytes)}")),
+        ("in use", Text(words(adapter.enabled), style="green" if adapter.enabled else "yellow")),
+    ]
+    here.out.print(facts(rows))
+
+
+@command(
+    ("retain adapters merge travel expenses --into rules", "two adapters become one (TIES)"),
+    ("retain adapters merge a b c --into abc --method linear", "another way of merging"),
+)
+def merge(
+    here: Session,
+    names: Annotated[list[str], typer.Argument(metavar="NAME NAME...", help="Adapters to merge.")],
+    into: Annotated[str, typer.Option(help="Name of the merged adapter.", metavar="NAME")],
+    method: Annotated[str, typer.Option(help="Way of merging: linear, ties, dare.", metavar="METHOD")] = "ties",
+) -> None:
+    """Merge adapters into a new one."""
+    if len(names) < 2:
+        raise CommandError("merging needs at least two adapters")
+    finish(here, here.open().merge(names, method=method, into=into), f"merged {', '.join(names)} into {into}")
+
+
+@command(("retain adapters export travel-policy out/", "a folder that peft and other tools read"))
+def export(
+    here: Session, name: Name, directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory to write.", file_okay=False)]
+) -> None:
+    """Write an adapter in the format of the library peft."""
+    place = directory.expanduser()
+    finish(here, here.open().export_adapter(name, place), f"{name} is in {place}", {"adapter": name, "directory": str(place)})
+
+
+@command(("retain adapters import out/ --name travel-policy", "read what peft wrote"))
+def import_adapter(
+    here: Session,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory with adapter_config.json.")],
+    name: Annotated[str | None, typer.Option(help="Name in this workspace (default: the directory's).", metavar="NAME")] = None,
+) -> None:
+    """Read an adapter in the format of the library peft into the workspace."""
+    place = directory.expanduser()
+    if not place.is_dir():
+        raise CommandError(f"{place}: there is no such directory")
+    chosen = name or place.resolve().name
+    finish(here, here.open(create=True).import_adapter(place, chosen), f"imported as {chosen}", {"adapter": chosen})
+
+
+@command(("retain adapters enable travel-policy", "answer with it again"))
+def enable(here: Session, name: Name) -> None:
+    """Use an adapter that was disabled."""
+    finish(here, here.open().enable(name), f"{name} is in use", {"adapter": name, "enabled": True})
+
+
+@command(("retain adapters disable travel-policy", "answer without it, and keep it"))
+def disable(here: Session, name: Name) -> None:
+    """Stop using an adapter without losing it."""
+    finish(here, here.open().disable(name), f"{name} is not in use; retain adapters enable {name} takes it back", {"adapter": name, "enabled": False})
+
+
+def find(here: Session, name: str) -> Any:
+    """The adapter with a name."""
+    import difflib
+
+    known = {adapter.name: adapter for adapter in here.open().adapters}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        raise CommandError(f"no adapter {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "; retain adapters list shows them"))
+    return known[name]
+
+
+def sites(found: Any) -> str:
+    """The places of an adapter in few words: module names and the layers that they are in."""
+    names = list(found) if not isinstance(found, int | str) else [str(found)]
+    layers = sorted({int(part) for name in names for part in name.split(".") if part.isdigit()})
+    modules = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+    if not layers or len(names) == 1:
+        return ", ".join(names)
+    return f"{len(names)}: {', '.join(modules)} in layers {layers[0]} to {layers[-1]}"
+
+
+def finish(here: Session, value: Any, message: str, fallback: Any = None) -> None:
+    """Say that something was done; as JSON what the API returned, or what was done."""
+    if here.json:
+        here.emit(value if value is not None else fallback or {"done": message})
+    else:
+        here.out.print(Text.assemble(("✓ ", "green"), message), soft_wrap=True)

@@ -1,0 +1,156 @@
+"""`retain config`: show, set and check the configuration."""
+
+from __future__ import annotations
+
+import difflib
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from retain.cli.command import command, flag
+from retain.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from retain.cli.session import Session
+    from retain.config import Setting
+
+
+def complete_key(incomplete: str) -> list[tuple[str, str]]:
+    """Keys for the shell's completion, with their help."""
+    from retain.config import describe
+
+    return [(row.key, row.help) for row in describe() if row.key.startswith(incomplete)]
+
+
+Key = Annotated[str, typer.Argument(metavar="KEY", help="Dotted key, such as learn.rank.", autocompletion=complete_key)]
+
+
+@command(
+    ("retain config show", "every key, its value and where the value comes from"),
+    ("retain config show learn", "one section"),
+    ("retain config show --changed", "what differs from the defaults"),
+)
+def show(
+    here: Session,
+    key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="A key or a section.", autocompletion=complete_key)] = None,
+    changed: Annotated[bool, flag("--changed", "Only what was set somewhere.")] = False,
+) -> None:
+    """The configuration in force.
+
+    Defaults < ~/.config/retain/config.yaml < WORKSPACE/config.yaml < RETAIN_SECTION__KEY=value < command line.
+    """
+    from retain.config import describe
+
+    settings = describe(here.config)
+    rows = [row for row in settings if key is None or row.key == key or row.key.startswith(f"{key}.")]
+    if not rows:
+        sections = {".".join(row.key.split(".")[:depth]) for row in settings for depth in range(1, row.key.count(".") + 1)}
+        near = difflib.get_close_matches(str(key), [*(row.key for row in settings), *sections], n=3, cutoff=0.5)
+        raise CommandError(f"no key {key!r}" + (f"; did you mean {' or '.join(near)}?" if near else "; retain config show lists them"))
+    rows = [row for row in rows if not changed or row.source != "default"]
+    if here.json:
+        here.emit({row.key: {"value": row.value, "default": row.default, "source": row.source, "type": row.type, "help": row.help} for row in rows})
+    elif not rows:
+        here.out.print("every value is its default")
+    else:
+        here.out.print(_table(rows, alone=len(rows) == 1))
+
+
+@command(
+    ("retain config set learn.rank 16", "for this workspace"),
+    ("retain config set model.threads 4 --user", "for all workspaces of this user"),
+    ("retain config set retention.methods replay,ewc", "a list"),
+    ("retain config set model.threads null", "nothing"),
+)
+def set_key(
+    here: Session,
+    key: Key,
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="The new value.")],
+    user: Annotated[bool, flag("--user", "In the user's file, for all workspaces.")] = False,
+) -> None:
+    """Set one key of the configuration.
+
+    It is kept in the workspace's file, or with --user in the user's.
+    The value is checked before anything is written. The key "workspace" always goes to the user's file.
+    """
+    path = write(here, key, value, user)
+    if here.json:
+        here.emit({"key": key, "value": _value(here, key), "file": str(path)})
+        return
+    from retain.cli.output import home, words
+
+    here.out.print(Text.assemble(("✓ ", "green"), f"{key} = {words(_value(here, key))}  ", (f"in {home(path)}", "dim")), soft_wrap=True)
+
+
+@command(
+    ("retain config validate", "everything that is in force"),
+    ("retain config validate my.yaml", "one file"),
+)
+def validate(
+    here: Session,
+    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", help="YAML files; without them, what is in force.")] = None,
+) -> None:
+    """Check the configuration.
+
+    Unknown keys and wrong values are errors that say where they are and what was meant.
+    """
+    from retain.cli.output import home
+    from retain.config import read_file, user_file, workspace_file
+
+    chosen = files or []
+    for file in chosen:
+        if not file.expanduser().is_file():
+            raise CommandError(f"{file}: there is no such file")
+        read_file(file.expanduser())
+    if not chosen:
+        chosen = [path for path in (user_file(), workspace_file(here.config.workspace)) if path.is_file()]
+    if here.json:
+        here.emit({"valid": True, "files": [str(file) for file in chosen]})
+        return
+    for file in chosen:
+        here.out.print(Text.assemble(("✓ ", "green"), home(file)), soft_wrap=True)
+    if not files:
+        here.out.print(Text.assemble(("✓ ", "green"), "the configuration in force is valid" + ("" if chosen else " (defaults; no file)")))
+
+
+def write(here: Session, key: str, value: str, user: bool = False) -> Path:
+    """Set a key in the file that it belongs to; the file."""
+    from retain.config import set_value, user_file, workspace_file
+
+    path = user_file() if user or key == "workspace" else workspace_file(here.config.workspace)
+    set_value(path, key, value)
+    before = here.config
+    here.close()  # what was opened with the old configuration
+    hidden = _setting(here, key)
+    if hidden is not None and hidden.source not in (str(path), "default") and before is not None:
+        here.note(f"{key} is also set by {hidden.source}, which wins", "yellow")
+    return path
+
+
+def _setting(here: Session, key: str) -> Setting | None:
+    from retain.config import describe
+
+    return next((row for row in describe(here.config) if row.key == key), None)
+
+
+def _value(here: Session, key: str) -> Any:
+    found = _setting(here, key)
+    return found.value if found else None
+
+
+def _table(rows: list[Setting], alone: bool) -> Any:
+    from retain.cli.output import home, table, words
+
+    made = table("key", "value", "from", "what it is")
+    made.columns[0].no_wrap = True
+    for section, members in groupby(rows, key=lambda row: row.key.rpartition(".")[0]):
+        for row in members:
+            style = "" if row.source == "default" else "bold cyan"
+            value = Text(home(words(row.value)) if row.type == "path" else words(row.value), style=style)
+            name = Text.assemble((f"{section}." if section else "", "dim"), row.key.rpartition(".")[2])
+            made.add_row(name, value, Text(home(row.source), style="dim"), Text(f"{row.help} ({row.type})" if alone else row.help, style="dim"))
+        made.add_section()
+    return made

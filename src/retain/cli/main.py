@@ -1,0 +1,128 @@
+"""`retain`: the commands, in the order in which the help lists them. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retain import __version__
+from retain.cli import adapters, asking, checkpoints, configuration, doctor, history, learning, model
+from retain.cli.command import Debug, Json, Workspace, add, command, examples_text, execute, flag
+
+if TYPE_CHECKING:
+    from retain.cli.session import Session
+
+_STYLE: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
+_EXAMPLES = (
+    ("retain learn notes.md", "learn a document"),
+    ('retain ask "What do the notes say?"', "ask what was learned"),
+    ("retain log", "see what learning did to the rest"),
+    ("retain", "the interactive menu"),
+)
+
+
+@command(("retain demo", "learn, ask, undo: the whole way in one go"))
+def demo(here: Session) -> None:
+    """See it work: learn, ask, prove that nothing was forgotten."""
+    from retain.cli.demo import run
+
+    run()
+
+
+app = typer.Typer(name="retain", invoke_without_command=True, epilog=examples_text(_EXAMPLES), **_STYLE)
+
+_COMMANDS = (
+    ("Learn and ask", (("learn", learning.learn), ("ask", asking.ask), ("chat", asking.chat), ("demo", demo))),
+    (
+        "Inspect and undo",
+        (
+            ("log", history.log),
+            ("show", history.show),
+            ("diff", history.diff),
+            ("revert", history.revert),
+            ("forget", history.forget),
+            ("verify", history.verify),
+            ("documents", history.documents),
+        ),
+    ),
+)
+_GROUPS = (
+    (
+        "adapters",
+        "The adapters that hold what was learned.",
+        (
+            ("list", adapters.list_adapters),
+            ("show", adapters.show_adapter),
+            ("merge", adapters.merge),
+            ("export", adapters.export),
+            ("import", adapters.import_adapter),
+            ("enable", adapters.enable),
+            ("disable", adapters.disable),
+        ),
+    ),
+    (
+        "checkpoint",
+        "Names for states to return to.",
+        (("save", checkpoints.save), ("load", checkpoints.load), ("list", checkpoints.list_checkpoints)),
+    ),
+    ("model", "The base model, which is never written to.", (("pull", model.pull), ("info", model.info), ("list", model.list_models))),
+    (
+        "config",
+        "The configuration: show, set, check.",
+        (("show", configuration.show), ("set", configuration.set_key), ("validate", configuration.validate)),
+    ),
+)
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    workspace: Workspace = None,
+    as_json: Json = False,
+    debug: Debug = False,
+    version: Annotated[bool, flag("--version", "Show the version and leave.")] = False,
+) -> None:
+    """Teach a language model new documents without forgetting, and prove it.
+
+    Without a command in a terminal: the interactive menu.
+    """
+    ctx.obj = {"workspace": workspace, "as_json": as_json, "debug": debug}
+    if version:
+        print(f"retain {__version__}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is not None:
+        return
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        from retain.cli.menu import menu
+
+        execute(menu, workspace, as_json, debug, {})
+    else:
+        print(ctx.get_help())
+
+
+def _build() -> None:
+    """Register every command."""
+    for panel, commands in _COMMANDS:
+        for name, function in commands:
+            add(app, function, name, panel)
+    for group, text, commands in _GROUPS:
+        nested = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode="rich")
+        for name, function in commands:
+            add(nested, function, name)
+        app.add_typer(nested, name=group, rich_help_panel="Manage")
+    add(app, doctor.doctor, "doctor", "Manage")
+
+
+_build()
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

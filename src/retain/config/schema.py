@@ -1,0 +1,207 @@
+"""What can be configured: sections, keys, types, defaults and help, all in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+
+def _split(value: object) -> object:
+    """Comma-separated text is a list: convenient in environment variables and on the command line."""
+    return [part.strip() for part in value.strip("[] ").split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_split)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration. An empty section in a file (`learn:`) means its defaults."""
+
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, allow_inf_nan=False, coerce_numbers_to_str=True, protected_namespaces=()
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, data: Any) -> Any:
+        return {} if data is None else data
+
+
+class ModelConfig(Section):
+    """The base model and where it runs."""
+
+    name: str = Field("smollm2-135m-instruct", description="Base model: the embedded model's name, a directory, a GGUF file or a hub name")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format; auto takes what the device is fast in"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where the model runs; auto takes CUDA, then MPS, then the CPU"
+    )
+    threads: Count | None = Field(None, description="CPU threads; null leaves the choice to torch")
+    cache_dir: Path | None = Field(None, description="Directory for fetched models; null means $RETAIN_CACHE or ~/.cache/retain")
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _expand(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value else None
+
+
+class TeacherConfig(Section):
+    """A larger model behind an OpenAI-compatible API that writes study material."""
+
+    url: str | None = Field(None, description="Address of the API, for example http://localhost:11434/v1; null means no teacher")
+    model: str = Field("qwen2.5:7b", description="Name of the teacher model, as its API knows it")
+    timeout: Positive = Field(120.0, description="Seconds to wait for one response")
+
+
+class StudyConfig(Section):
+    """How a document becomes study material."""
+
+    rules: bool = Field(True, description="Write questions, clozes and rewordings by rules; works with every model")
+    writer: Literal["auto", "none", "model", "teacher"] = Field(
+        "auto", description="Who writes more questions: the base model, the teacher, nobody"
+    )
+    questions_per_fact: Count = Field(4, description="Differently worded questions for each fact")
+    held_out_fraction: Fraction = Field(0.1, description="Share of the questions kept out of training, to measure what was learned")
+    text_weight: NonNegative = Field(0.3, description="Weight of the plain text beside the questions in the loss")
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig, description="The teacher model")
+
+
+class LearnConfig(Section):
+    """How a document is learned."""
+
+    learner: str = Field("lora", description="Way of learning a document")
+    rank: Count = Field(16, description="Rank of the adapter's matrices")
+    alpha: Positive = Field(32.0, description="Scale of the adapter: its product is multiplied by alpha / rank")
+    layers: Literal["all", "last-half", "last-quarter"] | Count = Field(
+        "last-half", description="Layers that learn: all, last-half, last-quarter or a number of last layers"
+    )
+    targets: Names = Field(
+        default_factory=lambda: ["all-linear"], description="Modules that learn: all-linear, or names such as q_proj,v_proj"
+    )
+    learning_rate: Positive = Field(1e-3, description="Peak learning rate")
+    epochs: Count = Field(8, description="Passes over a document's study material")
+    batch_tokens: Count = Field(1024, description="Tokens in one optimizer step")
+    warmup: Fraction = Field(0.05, description="Share of the steps in which the learning rate rises")
+    weight_decay: NonNegative = Field(0.0, description="Weight decay of AdamW")
+    clip: Positive = Field(1.0, description="Largest gradient norm")
+    seed: Whole = Field(0, description="Seed of everything random in an update")
+    domain: str = Field("general", description="Domain given to documents that name none")
+    importance: Fraction = Field(0.5, description="Importance given to documents that name none, 0 to 1")
+
+
+class ReplayConfig(Section):
+    """Rehearsal of earlier examples."""
+
+    capacity: Count = Field(10_000, description="Examples kept")
+    strategy: Literal["reservoir", "importance", "diversity", "hybrid"] = Field(
+        "hybrid", description="Which examples stay when the buffer is full"
+    )
+    fraction: Fraction = Field(0.5, description="Share of a batch that is replayed")
+
+
+class EwcConfig(Section):
+    """Elastic weight consolidation."""
+
+    strength: NonNegative = Field(1000.0, alias="lambda", description="Strength of the pull toward earlier weights")
+    gamma: Fraction = Field(1.0, description="Decay of earlier Fisher information at each task (online EWC)")
+
+
+class KlConfig(Section):
+    """Distillation from the model as it was before the update."""
+
+    weight: NonNegative = Field(1.0, description="Weight of the divergence from the base model")
+    general_fraction: Fraction = Field(0.25, description="Share of a batch that is general text")
+
+
+class OloraConfig(Section):
+    """Orthogonal adapters."""
+
+    weight: NonNegative = Field(0.5, description="Weight of the overlap with earlier adapters")
+
+
+class AgemConfig(Section):
+    """Averaged gradient episodic memory."""
+
+    examples: Count = Field(64, description="Remembered examples whose gradient must not be opposed")
+
+
+class DerppConfig(Section):
+    """Dark experience replay++."""
+
+    alpha: NonNegative = Field(0.5, description="Weight of the stored logits")
+    beta: NonNegative = Field(0.5, description="Weight of the remembered labels")
+
+
+class RetentionConfig(Section):
+    """What protects old knowledge."""
+
+    methods: Names = Field(default_factory=lambda: ["replay", "kl"], description="Methods in use, freely combined")
+    replay: ReplayConfig = Field(default_factory=ReplayConfig, description="Rehearsal of earlier examples")
+    ewc: EwcConfig = Field(default_factory=EwcConfig, description="Elastic weight consolidation")
+    kl: KlConfig = Field(default_factory=KlConfig, description="Distillation from the base model")
+    olora: OloraConfig = Field(default_factory=OloraConfig, description="Orthogonal adapters")
+    agem: AgemConfig = Field(default_factory=AgemConfig, description="Averaged gradient episodic memory")
+    derpp: DerppConfig = Field(default_factory=DerppConfig, description="Dark experience replay++")
+    consolidate_every: Count = Field(8, description="Documents between two consolidations")
+
+
+class GateConfig(Section):
+    """What an update must pass before it is committed."""
+
+    max_forgetting: Fraction = Field(0.05, description="Largest loss of earlier probes' score, as a share")
+    max_perplexity_rise: NonNegative = Field(0.01, description="Largest rise of the control text's perplexity, as a share")
+    probe_budget: Count = Field(64, description="Probes of earlier documents asked at each update")
+    min_recall_gain: Fraction = Field(0.0, description="Smallest gain on the document's held-out questions")
+    attempts: Count = Field(3, description="Attempts, each with stronger protection, before a document is rejected")
+
+
+class RouteConfig(Section):
+    """Which adapters answer a prompt."""
+
+    threshold: NonNegative = Field(0.35, description="Smallest retrieval score that activates an adapter")
+    margin: NonNegative = Field(0.05, description="Smallest lead over the next document")
+    max_adapters: Count = Field(2, description="Adapters active at once")
+
+
+class GenerateConfig(Section):
+    """How answers are generated."""
+
+    max_tokens: Count = Field(64, description="Longest answer in tokens")
+    temperature: NonNegative = Field(0.0, description="Randomness; 0 takes the most likely token")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="Share of the probability mass that is sampled from")
+    context_tokens: Count = Field(512, description="Room for retrieved passages in the prompt, in tokens")
+    retrieval: bool = Field(True, description="Put retrieved passages into the prompt")
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    workspace: Path = Field(
+        Path("~/.local/share/retain/default"), description="Directory that holds what was learned", validate_default=True
+    )
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The base model")
+    study: StudyConfig = Field(default_factory=StudyConfig, description="How a document becomes study material")
+    learn: LearnConfig = Field(default_factory=LearnConfig, description="How a document is learned")
+    retention: RetentionConfig = Field(default_factory=RetentionConfig, description="What protects old knowledge")
+    gate: GateConfig = Field(default_factory=GateConfig, description="What an update must pass")
+    route: RouteConfig = Field(default_factory=RouteConfig, description="Which adapters answer a prompt")
+    generate: GenerateConfig = Field(default_factory=GenerateConfig, description="How answers are generated")
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal when every value is; where the values came from does not count."""
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()
+
+    @field_validator("workspace")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser()

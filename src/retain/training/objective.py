@@ -1,0 +1,97 @@
+"""Next-token learning of a frozen model with one trainable adapter: packed, supervised positions only, frozen prefix run once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retain.adapters import first_layer, inject, inject_trainable
+from retain.adapters.adapter import Adapter
+from retain.data.examples import Example
+from retain.lm.model import LanguageModel
+from retain.lm.packing import Packed, targets
+
+Params = dict[str, Tensor]
+
+
+class AdapterObjective:
+    """Loss of examples under ``base + frozen adapters + the adapter being trained``.
+
+    ``sites`` and ``scale`` describe the trained tensors. Hidden states below the first trained layer never change while training, so
+    they are computed once per example and kept (float of the model's precision, ``width`` values per token).
+    """
+
+    def __init__(self, model: LanguageModel, sites: Sequence[str], scale: float, frozen: Sequence[tuple[Adapter, float]] = (), *,
+                 cache_prefix: bool = True) -> None:  # fmt: skip
+        self.model, self.sites, self.scale = model, tuple(sites), scale
+        self.frozen = tuple(frozen)
+        self._frozen_injection = inject(self.frozen, model.dtype, model.device)
+        lowest = min([first_layer(sites), *(first_layer(adapter.spec.sites) for adapter, _ in frozen)])
+        self.start = lowest if cache_prefix and model.has_prefix else 0
+        self._prefix: dict[tuple[int, ...], Tensor] = {}
+
+    def prepare(self, examples: Sequence[Example], batch_tokens: int = 2048) -> None:
+        """Run the frozen prefix of examples that were not seen yet."""
+        if self.start == 0:
+            return
+        missing = list({example.tokens: None for example in examples if example.tokens not in self._prefix})
+        for batch in _by_tokens(missing, batch_tokens):
+            with torch.inference_mode():
+                packed = Packed.of(batch, self.model.device)
+                hidden = self.model.hidden(packed, stop=self.start)
+            # clone: inference tensors cannot take part in autograd
+            for tokens, rows in zip(batch, hidden.clone().split(packed.lengths), strict=True):
+                self._prefix[tokens] = rows
+
+    def hidden(self, examples: Sequence[Example], params: Params) -> tuple[Tensor, Packed]:
+        """Final hidden states [T, width] of the packed examples."""
+        self.prepare(examples)
+        packed = Packed.of([example.tokens for example in examples], self.model.device)
+        trainable = inject_trainable(params, self.sites, self.scale, self.model.dtype)
+        injection = trainable
+        if self._frozen_injection is not None:
+            injection = type(trainable)([*self._frozen_injection.parts, *trainable.parts], self.model.dtype)
+        inputs = torch.cat([self._prefix[example.tokens] for example in examples]) if self.start else None
+        hidden = self.model.hidden(packed, injection, start=self.start, inputs=inputs)
+        unused = set(self.sites) - injection.applied
+        if unused:
+            raise RuntimeError(f"{len(unused)} of {len(self.sites)} adapter sites were never reached, the first is {sorted(unused)[0]}")
+        return hidden, packed
+
+    def logits(self, examples: Sequence[Example], params: Params) -> tuple[Tensor, Tensor]:
+        hidden, packed = self.hidden(examples, params)
+        positions, _ = targets(packed, [example.supervised for example in examples])
+        return self.model.logits(hidden[positions]), packed.rows[positions]
+
+    def labels(self, examples: Sequence[Example]) -> Tensor:
+        """Supervised token ids [N]."""
+        packed = Packed.of([example.tokens for example in examples], self.model.device)
+        return targets(packed, [example.supervised for example in examples])[1]
+
+    def loss(self, examples: Sequence[Example], params: Params) -> Tensor:
+        logits, _ = self.logits(examples, params)
+        return F.cross_entropy(logits, self.labels(examples))
+
+    @torch.no_grad()
+    def base_logits(self, examples: Sequence[Example]) -> Tensor:
+        self.prepare(examples)
+        packed = Packed.of([example.tokens for example in examples], self.model.device)
+        inputs = torch.cat([self._prefix[example.tokens] for example in examples]) if self.start else None
+        hidden = self.model.hidden(packed, self._frozen_injection, start=self.start, inputs=inputs)
+        positions, _ = targets(packed, [example.supervised for example in examples])
+        return self.model.logits(hidden[positions])
+
+
+def _by_tokens(sequences: Sequence[tuple[int, ...]], budget: int) -> list[list[tuple[int, ...]]]:
+    batches: list[list[tuple[int, ...]]] = []
+    used = 0
+    for sequence in sorted(sequences, key=len):
+        if not batches or used + len(sequence) > budget:
+            batches.append([])
+            used = 0
+        batches[-1].append(sequence)
+        used += len(sequence)
+    return batches

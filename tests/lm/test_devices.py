@@ -1,0 +1,86 @@
+"""Device and precision follow from what the machine has."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import platform
+
+import pytest
+import torch
+
+from retain.config import ModelConfig
+from retain.lm.devices import BF16_FLAGS, Machine, choose_device, choose_precision, machine, machine_facts, use_threads
+
+
+def made(flags: tuple[str, ...] = (), cuda: str | None = None, cuda_bf16: bool = False, mps: bool = False) -> Machine:
+    return Machine("a processor", 2, frozenset(flags), 2**34, cuda, cuda_bf16, mps)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("avx2",), torch.float32),
+        (("avx2", "avx512f", "avx512_vnni"), torch.float32),
+        (("avx512f", "avx512_bf16"), torch.bfloat16),
+        (("amx_bf16", "amx_tile"), torch.bfloat16),
+    ],
+)
+def test_a_processor_gets_bfloat16_only_with_the_instructions_for_it(flags: tuple[str, ...], expected: torch.dtype) -> None:
+    assert choose_precision(torch.device("cpu"), "auto", made(flags)) == expected
+
+
+def test_graphics_processors() -> None:
+    cuda, mps = torch.device("cuda"), torch.device("mps")
+    assert choose_precision(cuda, "auto", made(cuda="new", cuda_bf16=True)) == torch.bfloat16
+    assert choose_precision(cuda, "auto", made(cuda="old")) == torch.float16
+    assert choose_precision(mps, "auto", made(mps=True)) == torch.float16
+
+
+def test_a_wish_is_granted_where_the_device_can(caplog: pytest.LogCaptureFixture) -> None:
+    assert choose_precision(torch.device("cpu"), "bfloat16", made()) == torch.bfloat16
+    assert choose_precision(torch.device("cpu"), "float32", made(("amx_bf16",))) == torch.float32
+    assert not caplog.records
+    assert choose_precision(torch.device("mps"), "bfloat16", made(mps=True)) == torch.float16
+    assert "MPS does not have" in caplog.text
+
+
+def test_the_best_device_is_taken_and_a_missing_one_falls_back_with_a_note(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fractions: list[float] = []
+    monkeypatch.setattr(torch.mps, "set_per_process_memory_fraction", fractions.append)
+    auto = ModelConfig()
+    assert choose_device(auto, made()).type == "cpu"
+    assert choose_device(auto, made(cuda="one", mps=True)).type == "cuda"
+    assert choose_device(auto, made(mps=True)).type == "mps" and fractions == [0.8]
+    assert choose_device(ModelConfig(device="cpu"), made(cuda="one")).type == "cpu"
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        assert choose_device(ModelConfig(device="mps"), made()).type == "cpu"
+    assert "model.device is mps" in caplog.text and fractions == [0.8]
+
+
+def test_this_machine_agrees_with_torch() -> None:
+    detect = getattr(torch.cpu, "get_capabilities", None)
+    if detect is None:
+        pytest.skip("this torch does not report instruction sets")
+    assert machine().cpu_bf16 == any(detect().get(flag) is True for flag in BF16_FLAGS)
+    assert machine().cores >= 1 and (machine().memory_bytes or 2**30) >= 2**28
+
+
+def test_facts_are_json_and_name_nobody() -> None:
+    text = json.dumps(machine_facts())
+    assert {"cpu", "cores", "cpu_flags", "torch", "threads", "python", "platform"} <= json.loads(text).keys()
+    assert platform.node() not in text
+    assert f'"{getpass.getuser()}"' not in text
+
+
+def test_threads_are_set_when_asked_for() -> None:
+    before = torch.get_num_threads()
+    try:
+        assert use_threads(None) == before
+        assert use_threads(2) == torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
