@@ -22,14 +22,15 @@ from retain.training.objective import AdapterObjective
 CONFIG = DecoderConfig(
     vocabulary=48, width=32, layers=2, heads=4, kv_heads=2, head_width=8, feed_forward=64, context=64, rope_theta=10_000.0
 )
-SETTINGS = TrainingSettings(learning_rate=1e-2, epochs=12, batch_tokens=64, clip=1.0, spike=1e9)
+SETTINGS = TrainingSettings(learning_rate=1e-2, epochs=40, batch_tokens=64, clip=1.0, spike=1e9)
 SCALE = 2.0
 
 
 def tiny_model(seed: int = 0) -> DecoderLM:
     """A decoder with random weights large enough for its layers and its head to matter."""
-    weights = {name: tensor * (20.0 if "embed" in name else 6.0 if "proj" in name else 1.0) for name, tensor in initial_weights(CONFIG, seed).items()}
-    return DecoderLM(CONFIG, weights, tokenizer=None, name="tiny")
+    weights = initial_weights(CONFIG, seed)
+    scaled = {name: tensor * (20.0 if "embed" in name else 6.0 if "proj" in name else 1.0) for name, tensor in weights.items()}
+    return DecoderLM(CONFIG, scaled, tokenizer=None, name="tiny")
 
 
 def tiny_params(model: DecoderLM, seed: int = 0, rank: int = 4, layers: int | str = "all") -> Params:
@@ -78,7 +79,9 @@ def loss_on(model: DecoderLM, number: int, params: Params) -> float:
         return float(objective_of(model, params).loss(table(number), params))
 
 
-def learn(model: DecoderLM, number: int, params: Params, methods: Sequence[Retention], settings: TrainingSettings = SETTINGS) -> TrainingReport:
+def learn(
+    model: DecoderLM, number: int, params: Params, methods: Sequence[Retention], settings: TrainingSettings = SETTINGS
+) -> TrainingReport:
     """One task: train and tell the methods that it was kept."""
     task = task_of(model, number, params)
     report = train(task, params, settings, methods)

@@ -102,7 +102,9 @@ class Adapter:
     def check(self, model: LanguageModel) -> None:
         """Raise AdapterError unless every site exists in the model with fitting shapes and the base is the same."""
         if self.spec.base and self.spec.base != model.fingerprint:
-            raise AdapterError(f"the adapter was made for base {self.spec.base[:12]}, this model is {model.name} ({model.fingerprint[:12]})")
+            raise AdapterError(
+                f"the adapter was made for base {self.spec.base[:12]}, this model is {model.name} ({model.fingerprint[:12]})"
+            )
         for site in self.spec.sites:
             if site not in model.sites:
                 raise AdapterError(f"the model {model.name} has no site {site}")

@@ -59,19 +59,21 @@ class LoraInjection:
         if self._by_row:
             rows = max(block.shape[0] for block in coefficients)
             by_row = torch.cat([block.expand(rows, -1) for block in coefficients], 1)
-        outs = [tensors_out(self.parts, site) for site in sites]
-        if len(sites) > 1 and any(out is None for out in outs):
-            # a site of the group without an adapter: its width follows from the others
-            known = sum(out for out in outs if out is not None)
-            missing = outs.count(None)
-            outs = [(width - known) // missing if out is None else out for out in outs]
-        widths = [width] if len(sites) == 1 else [int(out or 0) for out in outs]
+        widths = _widths([tensors_out(self.parts, site) for site in sites], width)
         return _Product(torch.cat(factors_a), [torch.cat(here, 1) if here else None for _, here in blocks], widths, by_row)
 
 
 def tensors_out(parts: Sequence[tuple[Mapping[str, Tensor], frozenset[str], float, float | Tensor]], site: str) -> int | None:
     """d_out of a site as the adapters know it."""
     return next((tensors[site + LORA_B].shape[0] for tensors, active, *_ in parts if site in active), None)
+
+
+def _widths(known: list[int | None], width: int) -> list[int]:
+    """Output widths of the sites of a group; those without an adapter follow from the others: k and v are equally wide, gate and up too."""
+    if len(known) == 3:
+        key = known[1] or known[2] or (width - (known[0] or 0)) // 2
+        return [width - 2 * key, key, key]
+    return [width // len(known)] * len(known)
 
 
 class _Product:
@@ -94,7 +96,9 @@ class _Product:
         return torch.cat(pieces, 1)
 
 
-def inject(adapters: Sequence[tuple[Adapter, float | Sequence[float]]], dtype: torch.dtype, device: torch.device | str = "cpu") -> LoraInjection | None:
+def inject(
+    adapters: Sequence[tuple[Adapter, float | Sequence[float]]], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> LoraInjection | None:
     """Compile adapters with weights: a float for the whole batch, or one weight per row (0.0 leaves the row untouched).
 
     Returns None when there are none, so that the base runs exactly as it does alone.

@@ -19,7 +19,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of an adapter (s
 
 @command(("retain adapters list", "all adapters"), ("retain adapters list --json", "for programs"))
 def list_adapters(here: Session) -> None:
-    """The adapters in use, with the documents that they were learned from."""
+    """The adapters, with domain, size and documents."""
     adapters = list(here.open().adapters)
     if here.json:
         here.emit(adapters)
@@ -27,16 +27,20 @@ def list_adapters(here: Session) -> None:
     if not adapters:
         here.out.print("no adapter yet: retain learn FILE")
         return
-    from retain.cli.output import amount, data_size, table
+    from retain.cli.history import names
+    from retain.cli.output import amount, data_size, shorten, table
 
-    rows = table("adapter", "domain", "documents", "rank", "parameters", "size", "in use", right=("documents", "rank", "parameters", "size"))
+    titles = names(here.open())
+    rows = table("adapter", "learned from", "domain", "rank", "parameters", "size", "in use", right=("rank", "parameters", "size"))
     for adapter in adapters:
-        sizes = (str(len(adapter.documents)), str(adapter.rank), amount(adapter.parameters), data_size(adapter.bytes))
-        rows.add_row(adapter.name, adapter.domain, *sizes, Text("yes", style="green") if adapter.enabled else Text("no", style="yellow"))
+        learned = Text(", ".join(shorten(titles.get(document) or document) for document in adapter.documents) or "imported")
+        sizes = (str(adapter.rank), amount(adapter.parameters), data_size(adapter.bytes))
+        in_use = Text("yes", style="green") if adapter.enabled else Text("no", style="yellow")
+        rows.add_row(adapter.name, learned, adapter.domain, *sizes, in_use)
     here.out.print(rows)
 
 
-@command(("retain adapters show travel-policy", "where it sits and what it was learned from"))
+@command(("retain adapters show travel-policy", "one adapter"))
 def show_adapter(here: Session, name: Name) -> None:
     """One adapter: its documents, sites, size and identity."""
     adapter = find(here, name)
@@ -62,12 +66,12 @@ def show_adapter(here: Session, name: Name) -> None:
 
 
 @command(
-    ("retain adapters merge travel expenses --into rules", "two adapters become one (TIES)"),
-    ("retain adapters merge a b c --into abc --method linear", "another way of merging"),
+    ("retain adapters merge travel expenses --into rules", "two become one"),
+    ("retain adapters merge a b c --into abc --method linear", "another method"),
 )
 def merge(
     here: Session,
-    names: Annotated[list[str], typer.Argument(metavar="NAME NAME...", help="Adapters to merge.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Adapters to merge.")],
     into: Annotated[str, typer.Option(help="Name of the merged adapter.", metavar="NAME")],
     method: Annotated[str, typer.Option(help="Way of merging: linear, ties, dare.", metavar="METHOD")] = "ties",
 ) -> None:
@@ -77,7 +81,7 @@ def merge(
     finish(here, here.open().merge(names, method=method, into=into), f"merged {', '.join(names)} into {into}")
 
 
-@command(("retain adapters export travel-policy out/", "a folder that peft and other tools read"))
+@command(("retain adapters export travel-policy out/", "a folder for peft"))
 def export(
     here: Session, name: Name, directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory to write.", file_okay=False)]
 ) -> None:
@@ -92,7 +96,7 @@ def import_adapter(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory with adapter_config.json.")],
     name: Annotated[str | None, typer.Option(help="Name in this workspace (default: the directory's).", metavar="NAME")] = None,
 ) -> None:
-    """Read an adapter in the format of the library peft into the workspace."""
+    """Read an adapter in the format of the library peft."""
     place = directory.expanduser()
     if not place.is_dir():
         raise CommandError(f"{place}: there is no such directory")
@@ -106,17 +110,21 @@ def enable(here: Session, name: Name) -> None:
     finish(here, here.open().enable(name), f"{name} is in use", {"adapter": name, "enabled": True})
 
 
-@command(("retain adapters disable travel-policy", "answer without it, and keep it"))
+@command(("retain adapters disable travel-policy", "answer without it"))
 def disable(here: Session, name: Name) -> None:
     """Stop using an adapter without losing it."""
-    finish(here, here.open().disable(name), f"{name} is not in use; retain adapters enable {name} takes it back", {"adapter": name, "enabled": False})
+    back = f"{name} is not in use; retain adapters enable {name} takes it back"
+    finish(here, here.open().disable(name), back, {"adapter": name, "enabled": False})
 
 
 def find(here: Session, name: str) -> Any:
-    """The adapter with a name."""
+    """The adapter with a name, or with the only name that begins so."""
     import difflib
 
     known = {adapter.name: adapter for adapter in here.open().adapters}
+    begun = [key for key in known if key.startswith(name)]
+    if name not in known and len(begun) == 1:
+        return known[begun[0]]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         raise CommandError(f"no adapter {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "; retain adapters list shows them"))
@@ -134,8 +142,12 @@ def sites(found: Any) -> str:
 
 
 def finish(here: Session, value: Any, message: str, fallback: Any = None) -> None:
-    """Say that something was done; as JSON what the API returned, or what was done."""
-    if here.json:
+    """Say that something was done; as JSON what the API returned, or what was done. A rejected update is told as such."""
+    if getattr(value, "status", "") == "rejected":
+        from retain.cli.history import told
+
+        told(here, value, message)
+    elif here.json:
         here.emit(value if value is not None else fallback or {"done": message})
     else:
         here.out.print(Text.assemble(("✓ ", "green"), message), soft_wrap=True)

@@ -12,7 +12,7 @@ from retain.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from retain.cli.session import Session
-    from retain.workspace.continual import Answer
+    from retain.workspace.reports import Answer
 
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens (default: generate.max_tokens).", metavar="N")]
 Temperature = Annotated[
@@ -20,13 +20,13 @@ Temperature = Annotated[
 ]
 NoRetrieval = Annotated[bool, flag("--no-retrieval", "Answer from what was learned, without passages in the prompt.")]
 Sources = Annotated[bool, flag("--sources", "Show the passages that were used.")]
-Model = Annotated[str | None, typer.Option(help="Base model: name, directory or GGUF file (default: model.name).", metavar="NAME")]
+Model = Annotated[str | None, typer.Option(help="Base model: name, folder or GGUF file (default: model.name).", metavar="NAME")]
 _HELP = "/sources shows the passages of the last answer, /clear starts afresh, /quit (or Ctrl-D) leaves"
 
 
 @command(
     ('retain ask "Who approves travel above 500 euros?"', "ask what was learned"),
-    ('retain ask "Who approves it?" --sources', "with the passages that were used"),
+    ('retain ask "Who approves it?" --sources', "with the passages used"),
     ('retain ask "Who approves it?" --no-retrieval', "from the adapters alone"),
     ('retain ask "Who approves it?" --json', "for programs"),
 )
@@ -78,7 +78,7 @@ def chat(
     lm = here.open(model=model, create=True)
     history: list[Message] = []
     last: Answer | None = None
-    if not here.json:
+    if here.interactive:
         here.note(_HELP)
     while (question := read_line(here, "\nyou › ")) is not None:
         words = question.strip()
@@ -161,8 +161,10 @@ def show_sources(here: Session, answer: Answer) -> None:
 
 def read_line(here: Session, prompt: str) -> str | None:
     """One line from a person or a pipe; None at its end (Ctrl-D) and at Ctrl-C."""
+    from retain.cli.session import typed
+
     try:
-        return input(prompt if here.interactive else "")
+        return typed(prompt if here.interactive else "")
     except (EOFError, KeyboardInterrupt):
         if here.interactive:
             here.err.print()

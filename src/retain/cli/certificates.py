@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
+from rich.constrain import Constrain
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -22,17 +23,18 @@ from retain.cli.output import (
     number,
     percent,
     shorten,
-    signed_percent,
     table,
     when,
     words,
 )
 
 if TYPE_CHECKING:
-    from retain.workspace.continual import Update
+    from retain.workspace.reports import Update
 
-STATUS = {"committed": "green", "rejected": "red", "unchanged": "yellow", "reverted": "yellow", "dry run": "cyan"}
-_DONE = {"learn": "learned", "revert": "reverted", "forget": "forgotten", "merge": "merged", "import": "imported", "enable": "switched"}
+STATUS = {"committed": "green", "rejected": "red", "unchanged": "yellow", "reverted": "yellow", "dry-run": "cyan"}
+PANEL_WIDTH = 110
+ROOMY = 104  # columns from which on a table shows everything
+_DONE = {"learn": "learned", "revert": "went back", "forget": "forgotten", "merge": "merged", "import": "imported", "enable": "switched"}
 _LIMITS = {"max_forgetting": "forgetting ≤", "max_perplexity_rise": "perplexity rise ≤", "min_recall_gain": "recall gain ≥"}
 
 
@@ -56,10 +58,12 @@ def result(update: Update) -> Text:
     return Text(word, style=STATUS.get(update.status, ""))
 
 
-def updates_table(updates: Sequence[Update], names: Mapping[str, str], history: bool = True) -> Table:
-    """Updates with what they taught and what they cost in old knowledge. `history` adds number, id and time."""
-    own = ["#", "update", "when"] if history else ["update"]
-    rows = table(*own, "document", "result", "recall", "forgetting", "perplexity", "took", right=("#", "forgetting", "took"))
+def updates_table(updates: Sequence[Update], names: Mapping[str, str], width: int, history: bool = True) -> Table:
+    """Updates with what they taught and what they cost in old knowledge. `history` adds number and time where the width allows it."""
+    roomy = width >= ROOMY
+    columns = ["#", "when"] if history and roomy else []
+    columns += ["update", "document", "result", "recall", "forgetting", "perplexity"] + (["took"] if roomy else [])
+    rows = table(*columns, right=("#", "forgetting", "took"))
     for column in rows.columns:
         column.no_wrap = column.header != "document"
     for update in updates:
@@ -68,21 +72,34 @@ def updates_table(updates: Sequence[Update], names: Mapping[str, str], history: 
         about = Text(titles(update, names))
         if update.reason and update.status != "committed":
             about.append(f"\n{update.reason}", style="dim")
-        first = [str(update.sequence), update.id, when(update.created_at)] if history else [update.id or DASH]
+        cells: dict[str, RenderableType] = {
+            "#": str(update.sequence),
+            "when": Text(when(update.created_at), style="dim"),
+            "update": update.id or DASH,
+            "document": about,
+            "result": result(update),
+            "recall": change(learned.get("recall_before"), learned.get("recall_after")),
+            "forgetting": loss_of(kept.get("forgetting"), limits.get("max_forgetting")),
+            "perplexity": _perplexity(kept, limits),
+            "took": duration(_part(certificate, "cost").get("seconds")),
+        }
+        rows.add_row(*(cells[column] for column in columns), style="dim" if update.status == "reverted" else "")
+    return rows
+
+
+def plans_table(updates: Sequence[Update], names: Mapping[str, str]) -> Table:
+    """What a dry run would learn."""
+    rows = table("document", "study items", "questions kept out", "examples", "tokens", right=("questions kept out", "examples", "tokens"))
+    for update in updates:
+        plan = _part(update.certificate, "plan")
+        items = Text(words(plan.get("items") or DASH))
         rows.add_row(
-            *first,
-            about,
-            result(update),
-            change(learned.get("recall_before"), learned.get("recall_after")),
-            loss_of(kept.get("forgetting"), limits.get("max_forgetting")),
-            _perplexity(kept, limits),
-            duration(_part(certificate, "cost").get("seconds")),
-            style="dim" if update.status == "reverted" else "",
+            Text(titles(update, names)), items, amount(plan.get("probes")), amount(plan.get("examples")), amount(plan.get("tokens"))
         )
     return rows
 
 
-def certificate_panel(update: Update, names: Mapping[str, str]) -> Panel:
+def certificate_panel(update: Update, names: Mapping[str, str]) -> RenderableType:
     """Everything that an update's certificate says."""
     certificate = update.certificate
     about: list[RenderableType] = []
@@ -91,20 +108,21 @@ def certificate_panel(update: Update, names: Mapping[str, str]) -> Panel:
     if update.reason:
         about.append(Text(update.reason, style=STATUS.get(update.status, "")))
     rows: list[tuple[str, RenderableType]] = []
-    for name, lines in (
+    sections: tuple[tuple[str, RenderableType | None], ...] = (
         ("learned", _learned(_part(certificate, "learned"))),
         ("kept", _kept(_part(certificate, "kept"), _part(_part(certificate, "gate"), "limits"))),
-        ("gate", _gate(_part(certificate, "gate"))),
+        ("gate", _gate(_part(certificate, "gate"), update.reason)),
         ("cost", _cost(_part(certificate, "cost"))),
         ("made with", _made(certificate)),
-    ):
-        if lines:
-            rows.append((name, lines))
-            rows.append(("", ""))
-    title = Text.assemble(("update ", ""), (update.id, "bold"), ("  #", "dim"), (str(update.sequence), "dim"), "  ", result(update))
+    )
+    for name, lines in sections:
+        if lines is not None:
+            rows += [(name, lines), ("", "")]
+    heading = Text.assemble(("update ", ""), (update.id, "bold"), ("  #", "dim"), (str(update.sequence), "dim"), "  ", result(update))
     body = Group(*about, *([""] if about and rows else []), facts(rows[:-1]))
     foot = Text(when(update.created_at), style="dim")
-    return Panel(body, title=title, title_align="left", subtitle=foot, subtitle_align="right", padding=(1, 2), expand=False)
+    panel = Panel(body, title=heading, title_align="left", subtitle=foot, subtitle_align="right", padding=(1, 2), expand=False)
+    return Constrain(panel, PANEL_WIDTH)
 
 
 def summary_line(updates: Sequence[Update]) -> str:
@@ -128,19 +146,28 @@ def _kept(kept: Mapping[str, Any], limits: Mapping[str, Any]) -> RenderableType 
     if not kept:
         return None
     forgetting = number(kept.get("forgetting"))
+    asked = number(kept.get("old_probes"))
     verdict = "" if forgetting is None else "nothing forgotten" if forgetting == 0 else "improved" if forgetting < 0 else ""
+    probes = count(int(asked), "question") + " of earlier documents" if asked else ""
     rows: list[tuple[str, RenderableType, RenderableType]] = [
-        ("earlier documents", change(kept.get("old_recall_before"), kept.get("old_recall_after")), verdict),
-        ("forgetting", loss_of(forgetting, limits.get("max_forgetting")), _limit(limits, "max_forgetting")),
-        ("control perplexity", _perplexity_change(kept), loss_of(kept.get("perplexity_rise"), limits.get("max_perplexity_rise"), 2)),
-        ("general questions", change(kept.get("control_accuracy_before"), kept.get("control_accuracy_after")), ""),
+        ("earlier documents", change(kept.get("old_recall_before"), kept.get("old_recall_after"), better=0), probes),
+        ("forgetting", loss_of(forgetting, limits.get("max_forgetting")), verdict),
+        (
+            "control perplexity",
+            _perplexity_change(kept),
+            loss_of(kept.get("perplexity_rise"), limits.get("max_perplexity_rise"), 2, signed=True),
+        ),
+        ("general questions", change(kept.get("control_accuracy_before"), kept.get("control_accuracy_after"), better=0), ""),
     ]
-    if number(kept.get("kl")) is not None:
-        rows.append(("divergence", f"{float(kept['kl']):.4f}", Text("nats a token from the base model (KL)", style="dim")))
+    alone, divergence = number(kept.get("always_on_perplexity")), number(kept.get("kl"))
+    if alone is not None:
+        rows.append(("without routing", f"{alone:.2f}", "control perplexity if it were always on"))
+    if divergence is not None:
+        rows.append(("divergence", f"{divergence:.4f}", "nats a token from the base, always on (KL)"))
     return _lines(row for row in rows if not (isinstance(row[1], Text) and row[1].plain == DASH))
 
 
-def _gate(gate: Mapping[str, Any]) -> RenderableType | None:
+def _gate(gate: Mapping[str, Any], told: str) -> RenderableType | None:
     if not gate:
         return None
     verdict, attempts = str(gate.get("verdict", "")), number(gate.get("attempts"))
@@ -149,9 +176,9 @@ def _gate(gate: Mapping[str, Any]) -> RenderableType | None:
     if attempts is not None:
         line.append(f" at attempt {attempts:.0f}" if passed else f" after {count(int(attempts), 'attempt')}", style="dim")
     lines: list[RenderableType] = [line]
-    if gate.get("reason"):
+    if gate.get("reason") and gate["reason"] != told:
         lines.append(Text(str(gate["reason"]), style="dim"))
-    limits = [_limit(_part(gate, "limits"), key) for key in _part(gate, "limits")]
+    limits = [text for key in _LIMITS if (text := _limit(_part(gate, "limits"), key))]
     if limits:
         lines.append(Text(", ".join(limits), style="dim"))
     return Group(*lines)
@@ -193,14 +220,11 @@ def _perplexity_change(kept: Mapping[str, Any]) -> Text:
 
 
 def _limit(limits: Mapping[str, Any], key: str) -> str:
-    """A limit of the gate in words; empty when it is not set."""
-    if key not in limits:
+    """A limit of the gate in words; empty when there is none."""
+    value = number(limits.get(key))
+    if value is None or (key == "min_recall_gain" and not value):
         return ""
-    value = number(limits[key])
-    if value is None or key not in _LIMITS:
-        return f"{key.replace('_', ' ')} {words(limits[key])}"
-    digits = 0 if float(value * 100).is_integer() else 1
-    return f"{_LIMITS[key]} {percent(value, digits)}" if value >= 0 else f"{_LIMITS[key]} {signed_percent(value)}"
+    return f"{_LIMITS[key]} {percent(value, 0 if round(value * 100, 6).is_integer() else 1)}"
 
 
 def _lines(rows: Iterable[tuple[str, RenderableType, RenderableType]]) -> Table:

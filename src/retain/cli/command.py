@@ -16,7 +16,6 @@ Examples = tuple[tuple[str, str], ...]
 PANEL = "Options of every command"
 
 
-
 def flag(names: str, help: str, panel: str | None = None) -> Any:
     """An option without a value, shown without a type. `names` are separated by commas."""
     return typer.Option(*names.split(","), metavar="", help=help, rich_help_panel=panel)
@@ -24,7 +23,7 @@ def flag(names: str, help: str, panel: str | None = None) -> Any:
 
 Workspace = Annotated[
     Path | None,
-    typer.Option("--workspace", "-w", metavar="DIR", help="Directory that holds what was learned.", rich_help_panel=PANEL, show_default=False),
+    typer.Option("--workspace", "-w", metavar="DIR", help="Directory that holds what was learned.", rich_help_panel=PANEL),
 ]
 Json = Annotated[bool, flag("--json", "Write JSON for programs; notes go to standard error.", PANEL)]
 Debug = Annotated[bool, flag("--debug", "Show the traceback of an error.", PANEL)]
@@ -52,12 +51,13 @@ def add(app: typer.Typer, function: Callable[..., None], name: str, panel: str |
 
     def run(ctx: typer.Context, workspace: Path | None, as_json: bool, debug: bool, **options: Any) -> None:
         root = ctx.find_root().obj or {}
-        execute(function, workspace or root.get("workspace"), as_json or root.get("as_json", False), debug or root.get("debug", False), options)
+        machine, trace = as_json or root.get("as_json", False), debug or root.get("debug", False)
+        execute(function, workspace or root.get("workspace"), machine, trace, options)
 
     parameters = [context, *(parameter.replace(kind=keyword) for parameter in own), *common]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__doc__ = function.__doc__
+    run.__doc__ = flowing(function.__doc__ or "")
     app.command(name, epilog=examples_text(getattr(function, "examples", ())), rich_help_panel=panel)(run)
 
 
@@ -67,10 +67,8 @@ def execute(function: Callable[..., None], workspace: Path | None, as_json: bool
 
     here = Session(workspace, as_json, debug)
     try:
-        try:
+        with here:
             function(here, **options)
-        finally:
-            here.close()
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError, SystemExit):
         raise
     except KeyboardInterrupt:
@@ -87,6 +85,11 @@ def examples_text(examples: Examples) -> str:
     width = max(len(line) for line, _ in examples)
     lines = [f"[cyan]  {_escape(line)}[/cyan]{' ' * (width - len(line))}  [dim]{_escape(what)}[/dim]" for line, what in examples]
     return "\n".join(["[bold]Examples[/bold]", *lines])
+
+
+def flowing(text: str) -> str:
+    """A docstring whose paragraphs are one line each, so that they wrap at the width of the terminal."""
+    return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n"))
 
 
 def _escape(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +30,7 @@ Key = Annotated[str, typer.Argument(metavar="KEY", help="Dotted key, such as lea
 
 
 @command(
-    ("retain config show", "every key, its value and where the value comes from"),
+    ("retain config show", "every key and its value"),
     ("retain config show learn", "one section"),
     ("retain config show --changed", "what differs from the defaults"),
 )
@@ -52,7 +53,7 @@ def show(
         raise CommandError(f"no key {key!r}" + (f"; did you mean {' or '.join(near)}?" if near else "; retain config show lists them"))
     rows = [row for row in rows if not changed or row.source != "default"]
     if here.json:
-        here.emit({row.key: {"value": row.value, "default": row.default, "source": row.source, "type": row.type, "help": row.help} for row in rows})
+        here.emit({row.key: {name: value for name, value in asdict(row).items() if name != "key"} for row in rows})
     elif not rows:
         here.out.print("every value is its default")
     else:
@@ -61,7 +62,7 @@ def show(
 
 @command(
     ("retain config set learn.rank 16", "for this workspace"),
-    ("retain config set model.threads 4 --user", "for all workspaces of this user"),
+    ("retain config set model.threads 4 --user", "for all workspaces"),
     ("retain config set retention.methods replay,ewc", "a list"),
     ("retain config set model.threads null", "nothing"),
 )
@@ -122,10 +123,9 @@ def write(here: Session, key: str, value: str, user: bool = False) -> Path:
 
     path = user_file() if user or key == "workspace" else workspace_file(here.config.workspace)
     set_value(path, key, value)
-    before = here.config
     here.close()  # what was opened with the old configuration
     hidden = _setting(here, key)
-    if hidden is not None and hidden.source not in (str(path), "default") and before is not None:
+    if hidden is not None and hidden.source not in (str(path), "default"):
         here.note(f"{key} is also set by {hidden.source}, which wins", "yellow")
     return path
 
@@ -151,6 +151,7 @@ def _table(rows: list[Setting], alone: bool) -> Any:
             style = "" if row.source == "default" else "bold cyan"
             value = Text(home(words(row.value)) if row.type == "path" else words(row.value), style=style)
             name = Text.assemble((f"{section}." if section else "", "dim"), row.key.rpartition(".")[2])
-            made.add_row(name, value, Text(home(row.source), style="dim"), Text(f"{row.help} ({row.type})" if alone else row.help, style="dim"))
+            about = f"{row.help} ({row.type})" if alone else row.help
+            made.add_row(name, value, Text(home(row.source), style="dim"), Text(about, style="dim"))
         made.add_section()
     return made

@@ -90,7 +90,8 @@ def machine(here: Session) -> Iterator[Check]:
         f"more threads than cores slow everything down: retain config set model.threads {found.cores}" if many else "",
     )
     vector = [flag for flag in _VECTOR if flag in found.flags]
-    yield Check("vector instructions", ", ".join(vector) or "none known", "ok" if vector else "warn", "" if vector else "learning will be slow")
+    speed = ("ok", "") if vector else ("warn", "learning will be slow")
+    yield Check("vector instructions", ", ".join(vector) or "none known", *speed)
     device = choose_device(config, found)
     precision = choose_precision(device, config.precision, found)
     chosen = str(precision).removeprefix("torch.")
@@ -132,12 +133,13 @@ def model(here: Session) -> Iterator[Check]:
 def workspace(here: Session) -> Iterator[Check]:
     """What was learned, what waits, and whether there is room."""
     from retain.cli.output import count, data_size, home
+    from retain.cli.session import is_workspace
 
     place = here.config.workspace
     parent = next(path for path in (place, *place.absolute().parents) if path.exists())
     free = shutil.disk_usage(parent).free
     room = free > DISK_NEEDED
-    if not (place.is_dir() and any(place.iterdir())):
+    if not is_workspace(place):
         yield Check("workspace", f"{home(place)}, nothing learned yet")
     else:
         lm = here.open()

@@ -1,6 +1,6 @@
 """Errors as one line on standard error, and the exit codes.
 
-    0 done    1 a bug    2 a mistake that the user can mend    3 done, and the answer is no (rejected, problems found)    130 interrupted
+0 done    1 a bug    2 a mistake that the user can mend    3 done, and the answer is no (rejected, problems found)    130 interrupted
 """
 
 from __future__ import annotations

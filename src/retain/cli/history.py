@@ -12,7 +12,7 @@ from retain.cli.errors import REFUSED
 
 if TYPE_CHECKING:
     from retain.cli.session import Session
-    from retain.workspace.continual import Update
+    from retain.workspace.reports import Update
 
 UpdateId = Annotated[str, typer.Argument(metavar="UPDATE", help="Id of an update, or the beginning of one (see retain log).")]
 DocumentId = Annotated[str, typer.Argument(metavar="DOCUMENT", help="Id of a document, or the beginning of one (see retain documents).")]
@@ -37,11 +37,11 @@ def log(
         here.emit(updates)
         return
     if not updates:
-        here.out.print("nothing was learned yet: retain learn FILE")
+        here.out.print("nothing learned yet: retain learn FILE")
         return
     from retain.cli.certificates import updates_table
 
-    here.out.print(updates_table(updates, names(lm)))
+    here.out.print(updates_table(updates, names(lm), here.out.width))
 
 
 @command(("retain show u3f2a91c", "the certificate of an update"), ("retain show u3f", "the beginning of the id is enough"))
@@ -60,7 +60,7 @@ def show(here: Session, update: UpdateId) -> None:
     here.out.print(certificate_panel(found, names(lm)))
 
 
-@command(("retain diff u3f2a91c", "adapters, documents and parameters that it added and removed"))
+@command(("retain diff u3f2a91c", "what it added, removed and moved"))
 def diff(here: Session, update: UpdateId) -> None:
     """What an update changed.
 
@@ -176,30 +176,35 @@ def documents(
     if not records:
         here.out.print("no document" + (f" is {status}" if status else "") + ("" if status else " yet: retain learn FILE"))
         return
-    here.out.print(documents_table(records))
+    here.out.print(documents_table(records, here.out.width))
 
 
-def documents_table(records: list[Any]) -> Any:
+def documents_table(records: list[Any], width: int) -> Any:
     """Documents as a table."""
+    from retain.cli.certificates import ROOMY
     from retain.cli.output import amount, table, when
 
-    rows = table("document", "title", "domain", "importance", "size", "status", "update", "added", right=("importance", "size"))
+    columns = ["document", "title", "domain", "importance", "size", "status", "update", "added"]
+    if width < ROOMY:
+        columns = ["document", "title", "domain", "status", "update"]
+    rows = table(*columns, right=("importance", "size"))
     for column in rows.columns:
         column.no_wrap = column.header != "title"
     for record in records:
         title = Text(record.title or "(forgotten)", style="" if record.title else "dim")
         if record.reason:
             title.append(f"\n{record.reason}", style="dim")
-        rows.add_row(
-            record.id,
-            title,
-            record.domain,
-            f"{record.importance:.1f}",
-            f"{amount(record.tokens)} tokens" if record.tokens else f"{amount(record.chars)} chars",
-            Text(record.status, style=_STATUS.get(record.status, "")),
-            record.update,
-            Text(when(record.added_at), style="dim"),
-        )
+        cells = {
+            "document": record.id,
+            "title": title,
+            "domain": record.domain,
+            "importance": f"{record.importance:.2g}",
+            "size": f"{amount(record.tokens)} tokens" if record.tokens else f"{amount(record.chars or None)} chars",
+            "status": Text(record.status, style=_STATUS.get(record.status, "")),
+            "update": record.update,
+            "added": Text(when(record.added_at), style="dim"),
+        }
+        rows.add_row(*(cells[column] for column in columns))
     return rows
 
 

@@ -15,20 +15,20 @@ from retain.cli.errors import INTERRUPTED, REFUSED, CommandError
 if TYPE_CHECKING:
     from retain.cli.session import Session
     from retain.data import Document
-    from retain.workspace.continual import Update
+    from retain.workspace.reports import Update
 
 
 @command(
     ("retain learn notes.md", "learn one document"),
     ("retain learn handbook/ report.pdf", "a folder and a file"),
     ("retain learn law.txt --domain law --importance 0.9", "what it is about"),
-    ("retain learn notes.md --questions exam.jsonl", "measure with your own questions"),
+    ("retain learn notes.md --questions exam.jsonl", "with your own questions"),
     ("pdftotext a.pdf - | retain learn - --title A", "standard input"),
-    ("retain learn --pending", "go on with what was interrupted"),
+    ("retain learn --pending", "after an interruption"),
 )
 def learn(
     here: Session,
-    paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH...", help="Files or folders; - reads standard input.")] = None,
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", help="Files or folders; - reads standard input.")] = None,
     domain: Annotated[str | None, typer.Option(help="Domain of documents that do not name their own.", metavar="NAME")] = None,
     importance: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="From 0 (may be forgotten first) to 1 (must be kept).", metavar="X")
@@ -38,9 +38,9 @@ def learn(
         Path | None, typer.Option(help="JSON lines with question and answer: asked before and after.", metavar="FILE")
     ] = None,
     learner: Annotated[str | None, typer.Option(help="Way of learning (default: learn.learner).", metavar="NAME")] = None,
-    model: Annotated[str | None, typer.Option(help="Base model: name, directory or GGUF file (default: model.name).", metavar="NAME")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: name, folder or GGUF file (default: model.name).", metavar="NAME")] = None,
     pending: Annotated[bool, flag("--pending", "Learn what is pending: queued or interrupted earlier.")] = False,
-    dry_run: Annotated[bool, flag("--dry-run", "Read, prepare, learn and check, but commit nothing.")] = False,
+    dry_run: Annotated[bool, flag("--dry-run", "Read and prepare, say what would be learned, and stop.")] = False,
 ) -> None:
     """Learn documents; prove that nothing else was forgotten.
 
@@ -48,12 +48,13 @@ def learn(
     what was known before, and committed or dropped. A document that is known already is left alone.
 
     Reads text, Markdown, HTML, PDF, Word, JSON lines (texts, questions with answers, conversations) and source code.
+
     Exit code 3: a document was rejected; `retain log` says why.
     """
     from retain.cli.progress import watching
 
     if pending and (paths or title or questions or domain or importance is not None):
-        raise CommandError("--pending goes on with what was queued before: it takes no PATH, --title, --domain, --importance or --questions")
+        raise CommandError("--pending goes on with what was queued: it takes no PATH, --title, --domain, --importance or --questions")
     sources = [] if pending else gather(here, paths or [], title)
     asked = read_questions(questions)
     lm = here.open(model=model, learner=learner, create=not pending)
@@ -107,7 +108,7 @@ def show(here: Session, updates: Sequence[Update], dry_run: bool = False) -> Non
     if here.json:
         here.emit(updates)
         return
-    from retain.cli.certificates import summary_line, title_list, updates_table
+    from retain.cli.certificates import plans_table, summary_line, title_list, updates_table
 
     names = {record.id: record.title for record in here.open().documents()} if updates else {}
     tried = [update for update in updates if update.status != "unchanged"]
@@ -115,14 +116,16 @@ def show(here: Session, updates: Sequence[Update], dry_run: bool = False) -> Non
         if update.status == "unchanged":
             reason = update.reason or f"already learned in update {update.id}"
             here.out.print(f"= {', '.join(title_list(update, names))}: {reason}", style="yellow", markup=False, soft_wrap=True)
-    if tried:
-        here.out.print(updates_table(tried, names, history=False))
-    if dry_run:
-        here.note("dry run: nothing was committed")
-    elif not updates:
+    if not updates:
         here.out.print("nothing is pending")
-    elif len(updates) > 1:
+    elif dry_run:
+        here.out.print(plans_table(tried, names))
+        here.note("dry run: nothing was learned")
+        return
+    elif tried:
+        here.out.print(updates_table(tried, names, here.out.width, history=False))
+    if len(updates) > 1:
         here.out.print(summary_line(updates), style="bold")
     committed = [update for update in tried if update.status == "committed" and update.id]
-    if committed and not dry_run:
+    if committed:
         here.note(f"retain show {committed[-1].id} shows the certificate, retain revert {committed[-1].id} undoes it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +15,9 @@ from retain.cli.command import Debug, Json, Workspace, add, command, examples_te
 if TYPE_CHECKING:
     from retain.cli.session import Session
 
-_STYLE: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
+Commands = tuple[tuple[str, Callable[..., None]], ...]
+
+_HELP: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}, "rich_markup_mode": "rich"}
 _EXAMPLES = (
     ("retain learn notes.md", "learn a document"),
     ('retain ask "What do the notes say?"', "ask what was learned"),
@@ -32,9 +34,9 @@ def demo(here: Session) -> None:
     run()
 
 
-app = typer.Typer(name="retain", invoke_without_command=True, epilog=examples_text(_EXAMPLES), **_STYLE)
+app = typer.Typer(name="retain", invoke_without_command=True, epilog=examples_text(_EXAMPLES), pretty_exceptions_enable=False, **_HELP)
 
-_COMMANDS = (
+_COMMANDS: tuple[tuple[str, Commands], ...] = (
     ("Learn and ask", (("learn", learning.learn), ("ask", asking.ask), ("chat", asking.chat), ("demo", demo))),
     (
         "Inspect and undo",
@@ -49,7 +51,7 @@ _COMMANDS = (
         ),
     ),
 )
-_GROUPS = (
+_GROUPS: tuple[tuple[str, str, Commands], ...] = (
     (
         "adapters",
         "The adapters that hold what was learned.",
@@ -95,7 +97,7 @@ def root(
         raise typer.Exit
     if ctx.invoked_subcommand is not None:
         return
-    if sys.stdin.isatty() and sys.stdout.isatty():
+    if sys.stdin.isatty() and sys.stdout.isatty() and not as_json:
         from retain.cli.menu import menu
 
         execute(menu, workspace, as_json, debug, {})
@@ -109,7 +111,8 @@ def _build() -> None:
         for name, function in commands:
             add(app, function, name, panel)
     for group, text, commands in _GROUPS:
-        nested = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode="rich")
+        examples = tuple(example for _, function in commands for example in getattr(function, "examples", ())[:1])
+        nested = typer.Typer(help=text, no_args_is_help=True, epilog=examples_text(examples), **_HELP)
         for name, function in commands:
             add(nested, function, name)
         app.add_typer(nested, name=group, rich_help_panel="Manage")
@@ -121,7 +124,7 @@ _build()
 
 def main() -> None:
     """The entry point of the console script."""
-    app()
+    app(prog_name="retain")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from retain.cli import adapters, asking, checkpoints, configuration, history, le
 from retain.cli.command import command
 from retain.cli.errors import CommandError, report
 from retain.cli.output import count, home
+from retain.cli.session import typed
 
 if TYPE_CHECKING:
     from retain.cli.session import Session
@@ -59,10 +60,10 @@ def _show(here: Session) -> None:
     place = here.config.workspace
     here.out.print()
     here.out.print(Text.assemble(("retain", "bold cyan"), ("  ·  ", "dim"), (home(place), "dim"), ("  ·  ", "dim"), here.config.model.name))
-    half = (len(ENTRIES) + 1) // 2
     width = max(len(label) for label, _ in ENTRIES) + 6
     cells = [Text.assemble((f"{number:>3}", "bold cyan"), f"  {label}") for number, (label, _) in enumerate(ENTRIES, 1)]
     cells.append(Text.assemble((f"{0:>3}", "bold cyan"), "  Leave"))
+    half = (len(cells) + 1) // 2
     for row in range(half):
         left = cells[row]
         right = cells[half + row] if half + row < len(cells) else Text()
@@ -81,7 +82,7 @@ def _ask(here: Session, question: str, default: str | None = None) -> str:
     """A line; `Leave` at its end or at Ctrl-C, and for an empty line that means nothing."""
     shown = f"{question} [{default}]" if default else question
     try:
-        line = input(f"{shown} › ").strip()
+        line = typed(f"{shown} › ").strip()
     except (EOFError, KeyboardInterrupt):
         here.out.print()
         raise Leave from None

@@ -10,33 +10,30 @@ import typer
 from rich.text import Text
 
 from retain.cli.command import command
-from retain.cli.errors import CommandError, one_line
 
 if TYPE_CHECKING:
     from retain.cli.session import Session
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-
 
 @command(
-    ("retain model pull", "fetch the configured model now rather than at first use"),
-    ("retain model pull Qwen/Qwen2.5-0.5B-Instruct", "fetch a model from the Hugging Face hub"),
+    ("retain model pull", "the configured model"),
+    ("retain model pull Qwen/Qwen2.5-0.5B-Instruct", "a model of the hub"),
 )
 def pull(
     here: Session,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The embedded model or a hub name (default: model.name).")] = None,
 ) -> None:
     """Fetch a model, so that later commands need no network."""
-    from retain.lm.embedded import NAME, embedded_model_dir
+    from retain.lm.embedded import NAME, cache_root, embedded_model_dir
 
-    wanted = name or here.config.model.name
+    wanted, cache = name or here.config.model.name, here.config.model.cache_dir or cache_root()
     with here.waiting(f"fetching {wanted}"):
         if wanted == NAME:
-            place = embedded_model_dir(here.config.model.cache_dir, here.note)
-        elif Path(wanted).expanduser().exists():
-            place = Path(wanted).expanduser()
+            place = embedded_model_dir(cache, here.note)
         else:
-            place = _from_hub(wanted, here.config.model.cache_dir)
+            from retain.lm.loading import locate
+
+            place = locate(wanted, cache).directory
     if here.json:
         here.emit({"model": wanted, "path": str(place)})
     else:
@@ -46,17 +43,24 @@ def pull(
 @command(("retain model info", "the model of the workspace"), ("retain model info --model gpt2/", "another one"))
 def info(
     here: Session,
-    model: Annotated[str | None, typer.Option(help="Base model: name, directory or GGUF file (default: model.name).", metavar="NAME")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: name, folder or GGUF file (default: model.name).", metavar="NAME")] = None,
 ) -> None:
     """The base model of the workspace.
 
     Size, layers, context, device and precision, and the fingerprint that proves that it is unchanged.
     """
     from retain.cli.output import amount, data_size, facts, words
+    from retain.cli.session import is_workspace
 
-    lm = here.open(model=model, create=True)
+    settings = here.config.model
     with here.waiting("loading the model"):
-        found = lm.model_info()
+        if model is None and is_workspace(here.config.workspace):
+            found = here.open().model_info()
+        else:
+            from retain.lm.loading import load_model, model_info
+
+            name, places = model or settings.name, {"device": settings.device, "precision": settings.precision}
+            found = model_info(load_model(name, **places, cache_dir=settings.cache_dir, threads=settings.threads))
     if here.json:
         here.emit(found)
         return
@@ -80,18 +84,6 @@ def list_models(here: Session) -> None:
         rows.add_row(name, item["kind"], state, data_size(item["bytes"]), Text(home(item["path"]), style="dim"))
     here.out.print(rows)
     here.note("use one with --model NAME, or for good with retain config set model.name NAME; directories and GGUF files work too")
-
-
-def _from_hub(name: str, cache: Path | None) -> Path:
-    """A snapshot of a hub model."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, cache_dir=cache, allow_patterns=_HUB_FILES))
-    except Exception as error:  # the hub raises many kinds, none of them ours
-        raise CommandError(
-            f"{name} cannot be fetched from the hub ({one_line(error)[:200]}): check the name and the network, or give a directory"
-        ) from error
 
 
 def _embedded(here: Session) -> Iterator[dict[str, Any]]:

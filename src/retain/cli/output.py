@@ -116,16 +116,24 @@ def change(before: Any, after: Any, show: Any = percent, better: int = 1) -> Tex
     return Text.assemble((show(first), "dim"), (" → ", "dim"), (show(last), style))
 
 
-def loss_of(value: Any, limit: Any = None, digits: int = 1) -> Text:
+def loss_of(value: Any, limit: Any = None, digits: int = 1, signed: bool = False) -> Text:
     """A share that should be small (forgetting, a rise of perplexity): green below zero or at it, red above the limit."""
     share, most = number(value), number(limit)
     style = "dim" if share is None else "green" if share <= 0 else "red" if most is not None and share > most else ""
-    return Text(signed_percent(share, digits) if share and round(share * 100, digits) else percent(share, digits), style=style)
+    return Text(signed_percent(share, digits) if signed else percent(share, digits), style=style)
 
 
 def table(*columns: str, right: Iterable[str] = (), title: str | None = None) -> Table:
     """An empty table in the style of all tables."""
-    made = Table(box=box.SIMPLE_HEAD, header_style="bold", title=title, title_justify="left", title_style="bold", pad_edge=False)
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made

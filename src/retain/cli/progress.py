@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from retain.cli.session import Session
 
 STAGES = {"read": "reading", "study": "preparing", "train": "training", "check": "checking", "commit": "committing"}
+SENTENCES = ("study", "check", "commit")  # their messages are sentences that need no word before them
 LINE_EVERY = 10.0  # seconds between two lines about the same stage
-MESSAGE = 36  # characters of a message beside a bar
+MESSAGE = 48  # characters of a message beside a bar
 
 
 @contextlib.contextmanager
@@ -75,8 +76,7 @@ class Lines(Notes):
         parts += details(event.fields)
         if event.total and event.done and event.done < event.total:
             parts.append(f"{duration((now - self.began) / event.done * (event.total - event.done))} left")
-        stage = STAGES.get(event.kind, event.kind)
-        return ": ".join(part for part in (stage, event.message or "", ", ".join(parts)) if part)
+        return ": ".join(part for part in (label(event), event.message or "", ", ".join(parts)) if part)
 
 
 class Bars(Notes):
@@ -88,7 +88,7 @@ class Bars(Notes):
             SpinnerColumn(style="cyan"),
             TextColumn("[bold]{task.fields[stage]}"),
             TextColumn("{task.fields[about]}"),
-            BarColumn(bar_width=24, pulse_style="cyan"),
+            BarColumn(bar_width=24, complete_style="cyan", finished_style="green", pulse_style="cyan"),
             TextColumn("{task.fields[count]}"),
             TextColumn("[dim]{task.fields[details]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
@@ -119,11 +119,16 @@ class Bars(Notes):
             self.task,
             completed=event.done or 0,
             total=event.total or None,
-            stage=STAGES.get(event.kind, event.kind),
+            stage=label(event),
             about=_plain(shorten(event.message or "", MESSAGE)),
             count=f"{event.done}/{event.total}" if event.total else "",
             details=_plain("  ".join(details(event.fields))),
         )
+
+
+def label(event: Any) -> str:
+    """The word for a stage; empty where the message says it."""
+    return "" if event.kind in SENTENCES and event.message else STAGES.get(event.kind, event.kind)
 
 
 def details(fields: Any) -> list[str]:

@@ -46,7 +46,28 @@ class Session:
         self.watcher: Watcher | None = None
         self._config: Config | None = None
         self._lm: ContinualLM | None = None
-        self._prepare()
+        self._quiet = contextlib.ExitStack()
+
+    def __enter__(self) -> Session:
+        """Quiet libraries, notes of our own, and a terminal that never fails on a character that it cannot show."""
+        for name in ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "HF_HUB_DISABLE_TELEMETRY"):
+            os.environ.setdefault(name, "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, ValueError):
+                stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        self._quiet.enter_context(_logged(self))
+        if not self.debug:
+            self._quiet.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.close()
+        finally:
+            self._quiet.close()
 
     @property
     def interactive(self) -> bool:
@@ -78,7 +99,7 @@ class Session:
         if self._lm is None:
             config = self.load_config(overrides) if overrides else self.config
             place = config.workspace
-            if not create and not (place.is_dir() and any(place.iterdir())):
+            if not create and not is_workspace(place):
                 raise CommandError(f"there is no workspace at {place} yet: `retain learn FILE` makes one, --workspace names another")
             self._lm = open_workspace(place, model=model, learner=learner, config=config, create=create, progress=self._on_event)
         return self._lm
@@ -115,25 +136,6 @@ class Session:
         elif event.kind == "note" and event.message:
             self.note(event.message)
 
-    def _prepare(self) -> None:
-        """Quiet libraries, notes of our own, and a terminal that never fails on a character that it cannot show."""
-        for name, value in {
-            "TOKENIZERS_PARALLELISM": "false",
-            "TRANSFORMERS_VERBOSITY": "error",
-            "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }.items():
-            os.environ.setdefault(name, value)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, ValueError):
-                stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-        log = logging.getLogger("retain")
-        log.handlers = [_Notes(self)]
-        log.setLevel(logging.DEBUG if self.debug else logging.WARNING)
-        log.propagate = False
-        if not self.debug:
-            warnings.simplefilter("ignore")
-
 
 class _Notes(logging.Handler):
     """Log records of retain as notes."""
@@ -144,6 +146,34 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.session.note(record.getMessage(), "yellow" if record.levelno >= logging.WARNING else "dim")
+
+
+def is_workspace(place: Path) -> bool:
+    """Whether a directory is a workspace."""
+    return (place / "ledger.db").is_file()
+
+
+@contextlib.contextmanager
+def _logged(session: Session) -> Iterator[None]:
+    """Show what retain logs as notes."""
+    log = logging.getLogger("retain")
+    before, handler = (log.level, log.propagate), _Notes(session)
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG if session.debug else logging.WARNING)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.level, log.propagate = before
+
+
+def typed(prompt: str = "") -> str:
+    """A line of standard input; in a terminal it can be edited and earlier lines come back."""
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - input() uses it once it is there
+    return input(prompt)
 
 
 def console(stderr: bool = False) -> Console:

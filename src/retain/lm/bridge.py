@@ -101,9 +101,10 @@ class TransformersLM(LanguageModel):
         with _calling(None if injection is None else _Call(self, injection, rows)):
             return self._base(input_ids=tokens, attention_mask=valid.long(), **options)
 
-    def logits_under(self, weights: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+    def logits_under(self, weights: Mapping[str, Tensor], tokens: Tensor, injection: Injection | None = None) -> Tensor:
         """The whole model's logits [L, vocabulary] of one sequence [L] with other weights in place of its own, which stay as they are."""
-        with _calling(None):
+        rows = torch.zeros_like(tokens)[None]
+        with _calling(None if injection is None else _Call(self, injection, rows)):
             output = torch.func.functional_call(self.module, dict(weights), kwargs={"input_ids": tokens[None], "use_cache": False})
         return output.logits[0].float()
 

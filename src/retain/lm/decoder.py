@@ -149,16 +149,16 @@ class DecoderLM(LanguageModel):
             raise LanguageModelError(f"model {name!r} lacks {len(missing)} tensors, the first is {missing[0]}")
         wrong = [key for key, shape in config.shapes().items() if tuple(weights[key].shape) != shape]
         if wrong:
-            raise LanguageModelError(f"model {name!r}: tensor {wrong[0]} has shape {tuple(weights[wrong[0]].shape)}, expected {config.shapes()[wrong[0]]}")
+            raise LanguageModelError(
+                f"model {name!r}: tensor {wrong[0]} has shape {tuple(weights[wrong[0]].shape)}, expected {config.shapes()[wrong[0]]}"
+            )
         self.config, self.tokenizer, self.name = config, tokenizer, name
         self.fingerprint = fingerprint or weights_fingerprint({key: weights[key] for key in config.shapes()})
         self.device, self.dtype = torch.device(device), dtype
         self.layers, self.width = config.layers, config.width
         self.vocabulary, self.context = config.vocabulary, config.context
         self.sites = {
-            name.removesuffix(".weight"): (shape[1], shape[0])
-            for name, shape in config.shapes().items()
-            if name.endswith("_proj.weight")
+            name.removesuffix(".weight"): (shape[1], shape[0]) for name, shape in config.shapes().items() if name.endswith("_proj.weight")
         }
         self._load(weights)
         self._cos, self._sin = (table.to(self.device) for table in rotary_table(config))
@@ -206,7 +206,9 @@ class DecoderLM(LanguageModel):
     ) -> Tensor:  # fmt: skip
         stop = self.layers if stop is None else stop
         if not 0 <= start <= stop <= self.layers or (start > 0) != (inputs is not None):
-            raise ValueError(f"layers {start}..{stop} of {self.layers}: a pass that starts above layer 0 needs its inputs, and only that one")
+            raise ValueError(
+                f"layers {start}..{stop} of {self.layers}: a pass that starts above layer 0 needs its inputs, and only that one"
+            )
         if packed.total and int(packed.positions.max()) >= self.context:
             raise LanguageModelError(f"{int(packed.positions.max()) + 1} tokens exceed the model's context of {self.context}")
         x = self.embed(packed.tokens) if inputs is None else inputs
@@ -229,7 +231,13 @@ class DecoderLM(LanguageModel):
         return y if injection is None else injection(tuple(f"model.layers.{layer}.{site}" for site in sites), x, y, packed.rows)
 
     def _block(
-        self, layer: int, x: Tensor, packed: Packed, rotation: tuple[Tensor, Tensor], injection: Injection | None, cache: KeyValueCache | None
+        self,
+        layer: int,
+        x: Tensor,
+        packed: Packed,
+        rotation: tuple[Tensor, Tensor],
+        injection: Injection | None,
+        cache: KeyValueCache | None,
     ) -> Tensor:
         c, fused = self.config, self._fused[layer]
         qkv = self._linear(layer, "qkv", _QKV, self._norm(x, fused["input_layernorm"]), packed, injection)
@@ -345,7 +353,9 @@ class Decoding:
     def __init__(self, model: DecoderLM, prompts: Sequence[Sequence[int]], injection: Injection | None, capacity: int) -> None:
         longest = max(len(prompt) for prompt in prompts)
         if capacity > model.context:
-            raise LanguageModelError(f"{longest} prompt tokens and the answer need {capacity} positions, the model's context has {model.context}")
+            raise LanguageModelError(
+                f"{longest} prompt tokens and the answer need {capacity} positions, the model's context has {model.context}"
+            )
         self.model, self.injection = model, injection
         self.rows = torch.arange(len(prompts), device=model.device)
         packed = Packed.of(prompts, model.device)

@@ -128,9 +128,8 @@ def read_config(directory: Path, *, complete: bool = False) -> dict[str, Any]:
 
 def own_decoder_config(config: dict[str, Any]) -> DecoderConfig | None:
     """The own decoder's configuration for a model, or None when the model has to run through transformers."""
-    if config.get("model_type") not in OWN_KINDS or config.get("quantization_config"):
-        return None
-    if not any("ForCausalLM" in name for name in config.get("architectures") or ["ForCausalLM"]):
+    causal = any("ForCausalLM" in name for name in config.get("architectures") or ["ForCausalLM"])
+    if config.get("model_type") not in OWN_KINDS or config.get("quantization_config") or not causal:
         return None
     try:
         return DecoderConfig.from_hugging_face(config)
@@ -139,16 +138,19 @@ def own_decoder_config(config: dict[str, Any]) -> DecoderConfig | None:
 
 
 def load_tokenizer(directory: Path, *, plain: bool = False) -> Any:
-    """The tokenizer of a model directory. ``plain``: tokenizer.json is known to be enough (four times faster). Raises LanguageModelError."""
+    """The tokenizer of a model directory. ``plain``: tokenizer.json is known to be enough, which saves time. Raises LanguageModelError."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     with quiet():
         try:
-            return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(str(directory), local_files_only=True)
+            found = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(str(directory), local_files_only=True)
         except Exception as error:
             if not plain and (directory / "tokenizer.json").is_file():
                 return load_tokenizer(directory, plain=True)
             raise LanguageModelError(f"{directory} has no tokenizer that can be read: {_one_line(error)}") from error
+    if len(found) <= len(set(found.all_special_ids)):  # what transformers makes up where there are no files
+        raise LanguageModelError(f"{directory} has no tokenizer: copy tokenizer.json to it")
+    return found
 
 
 def _through_transformers(
@@ -160,23 +162,22 @@ def _through_transformers(
 
     kind = config.get("model_type")
     if config.get("is_encoder_decoder"):
-        raise LanguageModelError(f"{source.name} (model type {kind}) is an encoder-decoder, not a causal language model")
+        raise LanguageModelError(f"{source.name} ({kind}) is an encoder-decoder, not a causal language model")
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
     if config.get("attn_logit_softcapping"):
         options["attn_implementation"] = "eager"  # torch's fused attention cannot cap its scores
     with quiet():
         try:
-            module, report = AutoModelForCausalLM.from_pretrained(str(source.directory), **options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(str(source.directory), **options)
         except Exception as error:
-            raise LanguageModelError(f"{source.name} (model type {kind}) cannot be loaded as a causal language model: {_one_line(error)}") from error
+            raise LanguageModelError(f"{source.name} ({kind}) cannot be loaded as a causal language model: {_one_line(error)}") from error
+    module, report = loaded
     missing = sorted(report.get("missing_keys") or ())
     if missing:
         raise LanguageModelError(f"{source.name} lacks {len(missing)} tensors of a causal language model, the first is {missing[0]}")
     pickled = sorted(source.directory.glob("pytorch_model*.bin"))
     fingerprint = remembered_digest(files, cache) if files else remembered_digest(pickled, cache, tensors=False)
-    return TransformersLM(
-        module, load_tokenizer(source.directory), name=source.name, fingerprint=fingerprint, device=device, dtype=dtype
-    )  # fmt: skip
+    return TransformersLM(module, load_tokenizer(source.directory), name=source.name, fingerprint=fingerprint, device=device, dtype=dtype)
 
 
 def _from_gguf(gguf: Path, cache: Path) -> Path:
@@ -210,7 +211,9 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
             model.config.name_or_path = gguf.stem
             model.save_pretrained(str(target))
             AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(str(target))
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # also a panic of the tokenizers' Rust code
             raise LanguageModelError(f"{gguf} cannot be read as a GGUF language model: {_one_line(error)}") from error
 
 
@@ -236,10 +239,8 @@ def _from_hub(name: str) -> Path:
 
 
 def _did_you_mean(name: str) -> str:
-    known = {DEFAULT: DEFAULT, "smollm2": DEFAULT, "smollm2-135m": DEFAULT, "embedded": DEFAULT, "default": DEFAULT}
-    known |= {str(embedded.IDENTITY["model"]).lower(): DEFAULT}
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
-    return f" (did you mean {known[close[0]]}?)" if close else ""
+    known = (DEFAULT, "smollm2", "smollm2-135m", "embedded", "default", str(embedded.IDENTITY["model"]).lower())
+    return f" (did you mean {DEFAULT}?)" if difflib.get_close_matches(name.lower(), known, cutoff=0.75) else ""
 
 
 def _settings(device: str, precision: str) -> ModelConfig:
@@ -256,25 +257,21 @@ def _one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers and huggingface_hub without progress bars and advice."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    """transformers and huggingface_hub without advice; a download still shows its progress."""
     from transformers.utils import logging as advice
 
-    hub = logging.getLogger("huggingface_hub")
-    level, bars, hub_level, hub_bars = advice.get_verbosity(), advice.is_progress_bar_enabled(), hub.level, not are_progress_bars_disabled()
+    log = logging.getLogger("huggingface_hub")
+    level, bars, log_level = advice.get_verbosity(), advice.is_progress_bar_enabled(), log.level
     advice.set_verbosity_error()
     advice.disable_progress_bar()
-    disable_progress_bars()
-    hub.setLevel(logging.ERROR)
+    log.setLevel(logging.ERROR)
     try:
         yield
     finally:
         advice.set_verbosity(level)
-        hub.setLevel(hub_level)
+        log.setLevel(log_level)
         if bars:
             advice.enable_progress_bar()
-        if hub_bars:
-            enable_progress_bars()
 
 
 # safetensors' type names -> (numpy type of the bytes, torch type they are viewed as, name in the digest)
@@ -345,7 +342,7 @@ class Checkpoint(Mapping[str, Tensor]):
         for name in sorted(self._entries):
             _, kind, shape, _ = self._entries[name]
             digest.update(json.dumps([name, _TYPES[kind][2], list(shape)]).encode())
-            digest.update(np.ascontiguousarray(self._bytes(name)).reshape(-1).view(np.uint8))
+            digest.update(np.ascontiguousarray(self._bytes(name)).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
 
@@ -398,6 +395,5 @@ def _files_digest(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as source:
-            while block := source.read(1 << 20):
-                digest.update(block)
+            digest.update(hashlib.file_digest(source, "sha256").digest())
     return digest.hexdigest()

@@ -81,7 +81,9 @@ class LanguageModel(ABC):
             sums = torch.zeros(len(sequences)).index_add_(0, packed.rows[positions].cpu(), picked.cpu())
         return sums.tolist(), [sum(mask) for mask in supervised]
 
-    def score(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], injection: Injection | None = None) -> list[float]:
+    def score(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], injection: Injection | None = None
+    ) -> list[float]:
         """Log-likelihood of each completion's tokens after its prompt's tokens, in nats."""
         sequences = [list(prompt) + list(completion) for prompt, completion in zip(prompts, completions, strict=True)]
         masks = [[False] * len(prompt) + [True] * len(completion) for prompt, completion in zip(prompts, completions, strict=True)]

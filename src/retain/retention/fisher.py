@@ -8,8 +8,8 @@ so the gradients of all examples are two batched matrix products, which are squa
 the products that an ordinary backward pass needs for A and B, which is why the extra cost is small. Attention never crosses a segment, so
 the gradient of the summed loss at the tokens of s is the gradient of the loss of s alone.
 
-Conventions: F = (1/n) sum_s (grad log p(s))^2, where log p(s) is the *sum* over the supervised tokens of the sequence (the log-likelihood of
-the whole sequence, not its token mean); n is the number of sequences. No penalty takes part: only the model's own log-likelihood.
+Conventions: F = (1/n) sum_s (grad log p(s))^2, where log p(s) is the *sum* over the supervised tokens of the sequence (the log-likelihood
+of the whole sequence, not its token mean); n is the number of sequences. No penalty takes part: only the model's own log-likelihood.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ Labels = Literal["empirical", "sampled"]
 
 @dataclass(frozen=True)
 class Fisher:
-    """``diagonal``: a float32 tensor per parameter; ``examples``: n; ``labels``: "empirical" (the labels of the data, which gives the
-    empirical Fisher) or "sampled" (labels drawn from the model, an unbiased estimate of the true Fisher; Kunstner 1905.12558, section 2)."""
+    """``diagonal``: a float32 tensor per parameter; ``examples``: n; ``labels``: "empirical" (the labels of the data: the empirical
+    Fisher) or "sampled" (labels drawn from the model: an unbiased estimate of the true Fisher; 1905.12558, section 2)."""
 
     diagonal: Params
     examples: int
     labels: Labels
 
 
-def fisher(
+def fisher_information(
     objective: Objective, examples: Sequence[Example], params: Params, *, labels: Labels = "empirical",
     generator: torch.Generator | None = None, batch_tokens: int = 2048,
 ) -> Fisher:  # fmt: skip
@@ -64,6 +64,8 @@ def fisher(
         with torch.enable_grad():
             logits, _ = observed.logits(chosen, recorder.params)
             _negative_log_likelihood(logits, chosen, [draws[number] for number in batch] if draws else None).backward()
+    if not recorder.passes:
+        raise ValueError("the objective does not use these parameters as LoRA factors: take fisher_by_loop")
     return Fisher({name: total / len(examples) for name, total in recorder.totals.items()}, len(examples), labels)
 
 
@@ -127,15 +129,17 @@ class _Recorder:
     def __init__(self, params: Params, model: LanguageModel) -> None:
         self.params = {name: tensor.detach() for name, tensor in params.items()}
         self.totals = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in params.items()}
+        self.passes = 0
         self.widths = {site: d_out for site, (_, d_out) in model.sites.items()}
 
     def watch(self, injection: Injection) -> Injection:
-        """The same injection with the watched factors recorded."""
+        """The same injection with the watched factors recorded; an injection without them (of a frozen prefix) as it is."""
         if not isinstance(injection, LoraInjection):
             raise TypeError(f"a Fisher pass watches LoRA injections, not {type(injection).__name__}")
         watched = [part for part in injection.parts if any(self.params.get(name) is tensor for name, tensor in part[0].items())]
-        if len(watched) != 1:
-            raise ValueError("the parameters are not part of this objective's injection exactly once")
+        if not watched:
+            return injection
+        self.passes += 1
         _, sites, scale, weight = watched[0]
         if isinstance(weight, Tensor):
             raise ValueError("Fisher information is taken with one weight for all rows")
@@ -146,7 +150,9 @@ class _Recorder:
 class _Watching:
     """The injection of one pass: frozen adapters as they are, the watched factors through :class:`_Squares`."""
 
-    def __init__(self, recorder: _Recorder, frozen: LoraInjection | None, original: LoraInjection, sites: frozenset[str], scale: float) -> None:
+    def __init__(
+        self, recorder: _Recorder, frozen: LoraInjection | None, original: LoraInjection, sites: frozenset[str], scale: float
+    ) -> None:
         self.recorder, self.frozen, self.original, self.sites, self.scale = recorder, frozen, original, sites, scale
         self._layout: tuple[Tensor, _Layout] | None = None
         self._open = torch.zeros((), device=next(iter(recorder.params.values())).device, requires_grad=True)
@@ -165,7 +171,7 @@ class _Watching:
         if not factors:
             return y
         self.original.applied.update(factor.site for factor in factors)
-        if self._layout is None or self._layout[0] is not rows:
+        if self._layout is None or not (self._layout[0] is rows or torch.equal(self._layout[0], rows)):
             self._layout = rows, _Layout.of(rows)
         layout = self._layout[1]
         return _Squares.apply(x, y, self._open, factors, layout, self._add)
@@ -200,7 +206,7 @@ class _Squares(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None]:
         x, u, a = ctx.saved_tensors
         factors, layout = ctx.factors, ctx.layout
         ranks = [len(factor.a) for factor in factors]

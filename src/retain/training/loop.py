@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from retain.data.examples import Example
-from retain.retention.base import Batch, Objective, Params, Retention, Task, total
+from retain.retention.base import Batch, Params, Retention, Task, total
 
 
 class TrainingError(RuntimeError):
@@ -153,5 +153,3 @@ def _check(task: Task, step: int, task_loss: float, loss: float, report: Trainin
         raise TrainingError(f"task {task.id}: the loss became {loss} at step {step + 1}; the update is rolled back")
     if report.losses and task_loss > max(2.0, settings.spike * report.losses[0]):
         raise TrainingError(f"task {task.id}: the loss rose from {report.losses[0]:.2f} to {task_loss:.2f} at step {step + 1}; rolled back")
-
-

@@ -20,8 +20,8 @@ Params = dict[str, Tensor]
 class AdapterObjective:
     """Loss of examples under ``base + frozen adapters + the adapter being trained``.
 
-    ``sites`` and ``scale`` describe the trained tensors. Hidden states below the first trained layer never change while training, so
-    they are computed once per example and kept (float of the model's precision, ``width`` values per token).
+    ``sites`` and ``scale`` describe the trained tensors. Hidden states below the first trained layer (frozen adapters included) never
+    change while training, so they are computed once per example and kept (in the model's precision, ``width`` values per token).
     """
 
     def __init__(self, model: LanguageModel, sites: Sequence[str], scale: float, frozen: Sequence[tuple[Adapter, float]] = (), *,
@@ -29,8 +29,7 @@ class AdapterObjective:
         self.model, self.sites, self.scale = model, tuple(sites), scale
         self.frozen = tuple(frozen)
         self._frozen_injection = inject(self.frozen, model.dtype, model.device)
-        lowest = min([first_layer(sites), *(first_layer(adapter.spec.sites) for adapter, _ in frozen)])
-        self.start = lowest if cache_prefix and model.has_prefix else 0
+        self.start = first_layer(sites) if cache_prefix and model.has_prefix else 0
         self._prefix: dict[tuple[int, ...], Tensor] = {}
 
     def prepare(self, examples: Sequence[Example], batch_tokens: int = 2048) -> None:
@@ -41,7 +40,7 @@ class AdapterObjective:
         for batch in _by_tokens(missing, batch_tokens):
             with torch.inference_mode():
                 packed = Packed.of(batch, self.model.device)
-                hidden = self.model.hidden(packed, stop=self.start)
+                hidden = self.model.hidden(packed, self._frozen_injection, stop=self.start)
             # clone: inference tensors cannot take part in autograd
             for tokens, rows in zip(batch, hidden.clone().split(packed.lengths), strict=True):
                 self._prefix[tokens] = rows

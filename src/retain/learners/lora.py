@@ -1,0 +1,56 @@
+"""The default learner: one low-rank adapter per document, trained on its study set, with the study skill frozen underneath."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from retain.adapters import Adapter, AdapterSpec, new_lora, select_sites
+from retain.config import LearnConfig
+from retain.data.examples import Example
+from retain.lm.model import LanguageModel
+from retain.retention.base import Retention, Task
+from retain.training.loop import Progress, TrainingReport, TrainingSettings, train
+from retain.training.objective import AdapterObjective
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained adapter that nobody uses yet, and what its training did."""
+
+    adapter: Adapter
+    report: TrainingReport
+
+
+def settings_of(config: LearnConfig) -> TrainingSettings:
+    """Training settings from the configuration."""
+    return TrainingSettings(
+        learning_rate=config.learning_rate, epochs=config.epochs, batch_tokens=config.batch_tokens, warmup=config.warmup,
+        weight_decay=config.weight_decay, clip=config.clip, seed=config.seed,
+    )  # fmt: skip
+
+
+def train_adapter(
+    model: LanguageModel, name: str, examples: Sequence[Example], config: LearnConfig, *, skill: Adapter | None = None,
+    retention: Sequence[Retention] = (), start: Mapping[str, Tensor] | None = None, lineage: Mapping[str, Any] | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> Candidate:  # fmt: skip
+    """Train a LoRA adapter on examples; ``start`` goes on from existing float32 tensors instead of fresh ones.
+
+    The adapter is stored in half precision; the candidate is what will be stored, so that what is checked is what is committed.
+    Raises TrainingError (see :func:`retain.training.loop.train`).
+    """
+    targets = config.targets[0] if len(config.targets) == 1 else config.targets
+    sites = select_sites(model, config.layers, targets)
+    params = (
+        {name: tensor.float().clone() for name, tensor in start.items()}
+        if start
+        else new_lora(model, sites, config.rank, config.alpha, config.seed)
+    )
+    objective = AdapterObjective(model, sites, config.alpha / config.rank, [(skill, 1.0)] if skill else [])
+    report = train(Task(name, examples, objective), params, settings_of(config), retention, on_step)
+    spec = AdapterSpec("lora", model.fingerprint, sites, config.rank, config.alpha, lineage={"task": name, **(lineage or {})})
+    return Candidate(Adapter(params, spec).half(), replace(report))

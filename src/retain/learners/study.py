@@ -1,0 +1,107 @@
+"""From a document to what is trained on: a study set of text, questions, rewordings and clozes, some questions held out as probes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from retain.adapters import Adapter, inject
+from retain.config import StudyConfig
+from retain.data.document import Document
+from retain.data.examples import Example, dialogue_examples, question_example, text_examples
+from retain.data.selfstudy import StudyItem, hold_out, study_items, write_items
+from retain.lm.generation import Sampling, generate
+from retain.lm.model import LanguageModel
+
+WINDOW = 512  # tokens of one text example
+
+
+@dataclass(frozen=True)
+class StudySet:
+    """What is trained on (``train``) and the held-out questions that show what was learned (``probes``), for one document."""
+
+    document: str
+    train: tuple[StudyItem, ...]
+    probes: tuple[StudyItem, ...]
+
+    def to_json(self) -> bytes:
+        """Canonical JSON."""
+        items = {"train": [asdict(item) for item in self.train], "probes": [asdict(item) for item in self.probes]}
+        return json.dumps({"document": self.document, **items}, sort_keys=True, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> StudySet:
+        """Inverse of :meth:`to_json`."""
+        value = json.loads(data)
+        return cls(value["document"], *(tuple(StudyItem(**item) for item in value[part]) for part in ("train", "probes")))
+
+
+def write_questions(model: LanguageModel, skill: Adapter | None, document: Document, per_sentence: int, seed: int) -> list[StudyItem]:
+    """Questions that the model itself writes about the document, with the study skill; only grounded, well-formed ones are kept."""
+    injection = inject([(skill, 1.0)], model.dtype, model.device) if skill else None
+
+    def write(prompts: list[str], n: int, seed: int) -> list[list[str]]:
+        tokens = [model.tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts for _ in range(n)]
+        texts = generate(model, tokens, Sampling(max_tokens=96, temperature=0.7, top_p=0.95, seed=seed), injection, batch=48)
+        return [[f"Q:{text}" for text in texts[first : first + n]] for first in range(0, len(texts), n)]
+
+    return write_items(write, document.title, document.text, per_sentence=per_sentence, seed=seed)
+
+
+def build_study(model: LanguageModel, skill: Adapter | None, document: Document, config: StudyConfig, seed: int = 0) -> StudySet:
+    """Make the study set of a document: the user's own question/answer pairs, questions by rules, and questions by the model.
+
+    ``config.writer`` "auto" lets the model write when it has the study skill. Raises ValueError when nothing can be studied.
+    """
+    items: list[StudyItem] = [StudyItem(pair.question, pair.answer, "question", pair.answer, pair.answer) for pair in document.pairs]
+    if document.kind not in ("pairs", "dialogue"):
+        if config.rules:
+            items += study_items(document.title, document.text, seed=seed)
+        if config.writer == "model" or (config.writer == "auto" and skill is not None):
+            items += write_questions(model, skill, document, config.questions_per_fact, seed)
+    if not any(item.kind == "text" for item in items) and document.kind != "dialogue":
+        items.append(StudyItem(None, f"{document.title}\n\n{document.text}", "text", document.text, document.title))
+    marked = hold_out(items, config.held_out_fraction, seed)
+    return StudySet(
+        document.id,
+        tuple(item for item in marked if not item.held_out),
+        tuple(item for item in marked if item.held_out),
+    )
+
+
+def study_examples(model: LanguageModel, document: Document, study: StudySet) -> list[Example]:
+    """Tokenised training examples of a study set; long texts are split with context, never cut."""
+    found: list[Example] = []
+    if document.messages:
+        found += dialogue_examples(model.tokenizer, document.messages, WINDOW, document=document.id, importance=document.importance)
+    for item in study.train:
+        if item.prompt is None:
+            found += text_examples(
+                model.tokenizer,
+                item.completion,
+                WINDOW,
+                overlap=32,
+                document=document.id,
+                kind=item.kind,
+                importance=document.importance,
+                end=False,
+            )
+        else:
+            found.append(
+                question_example(
+                    model.tokenizer,
+                    item.prompt,
+                    item.completion,
+                    document=document.id,
+                    kind=item.kind,
+                    importance=document.importance,
+                    max_tokens=WINDOW,
+                )
+            )
+    return found
+
+
+def kinds(items: Sequence[StudyItem]) -> dict[str, int]:
+    """How many items there are of each kind."""
+    return {kind: sum(item.kind == kind for item in items) for kind in sorted({item.kind for item in items})}

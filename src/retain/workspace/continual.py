@@ -1,0 +1,631 @@
+"""``ContinualLM``: open a workspace, teach it documents, ask, look back, undo, forget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from retain.config import Config, load_config
+from retain.data.cleanup import clean_documents
+from retain.data.document import Document, Message, QuestionAnswer
+from retain.data.duplicates import NearDuplicateIndex, Signature
+from retain.data.examples import Example, prompt_tokens
+from retain.data.readers import read_path
+from retain.lm.generation import Sampling, generate, stream
+from retain.lm.model import LanguageModel
+from retain.workspace import transaction
+from retain.workspace.errors import Conflict, NotFound, WorkspaceError
+from retain.workspace.knowledge import Decision, Knowledge
+from retain.workspace.ledger import Ledger
+from retain.workspace.lock import WriterLock
+from retain.workspace.records import ActiveAdapter, Checkpoint, DocumentRecord, State, to_json
+from retain.workspace.records import Probe as StoredProbe
+from retain.workspace.reports import AdapterInfo, Answer, Diff, Event, Source, Update, Verification
+from retain.workspace.store import Store
+
+Learnable = str | Path | Document
+LEARNERS = ("lora",)
+
+
+class ContinualLM:
+    """A language model that learns documents one after another, in a workspace on disk.
+
+    ::
+
+        lm = ContinualLM.open("work")
+        update = lm.learn("handbook.md", domain="work", importance=0.8)
+        answer = lm.ask("Who signs off travel?")
+        lm.forget(update.documents[0])
+    """
+
+    def __init__(
+        self, root: Path, config: Config, model: str | LanguageModel | None, progress: Callable[[Event], None] | None, create: bool
+    ) -> None:
+        if not create and not (root / "ledger.db").exists():
+            raise NotFound("workspace", str(root))
+        root.mkdir(parents=True, exist_ok=True)
+        self.root, self.config = root, config
+        self.store = Store(root)
+        self.ledger = Ledger.open(root / "ledger.db", self.store, create=create, seed=config.learn.seed)
+        self._progress = progress
+        self._wanted = model
+        self._knowledge: Knowledge | None = None
+        self._general: list[Example] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        workspace: str | Path,
+        model: str | LanguageModel | None = None,
+        learner: str | None = None,
+        *,
+        config: Config | None = None,
+        create: bool = True,
+        progress: Callable[[Event], None] | None = None,
+    ) -> ContinualLM:
+        """Open (or create) a workspace: a directory, or a plain name, which is a folder in the default workspace's parent.
+
+        ``model``: name, directory, GGUF file or hub name of the base, or a loaded :class:`LanguageModel`; it is loaded on first use.
+        Raises WorkspaceError, ConfigError.
+        """
+        root = Path(workspace).expanduser()
+        settings = config or load_config(root if root.is_dir() else None)
+        if learner is not None:
+            settings = settings.model_copy(update={"learn": settings.learn.model_copy(update={"learner": learner})})
+        if settings.learn.learner not in LEARNERS:
+            raise WorkspaceError(f"unknown learner {settings.learn.learner!r}; there is {', '.join(LEARNERS)}")
+        return cls(root, settings, model, progress, create)
+
+    def __enter__(self) -> ContinualLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the workspace's files."""
+        self.ledger.close()
+
+    # --- the model -----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> LanguageModel:
+        """The base model, loaded on first use and checked to be the one that this workspace was made with."""
+        return self.knowledge.model
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """Routing and answering of this workspace."""
+        if self._knowledge is None:
+            model = self._wanted
+            if not isinstance(model, LanguageModel):
+                from retain.lm.loading import load_model
+
+                settings = self.config.model
+                base = self.ledger.meta().get("base") or {}
+                name = model or (base.get("name") if base else None) or settings.name
+                model = load_model(
+                    name, device=settings.device, precision=settings.precision, cache_dir=settings.cache_dir, threads=settings.threads
+                )
+            self.ledger.bind_base(model.name, model.fingerprint)
+            self._knowledge = Knowledge(model, self.ledger, self.store, self.config)
+        return self._knowledge
+
+    def model_info(self) -> dict[str, Any]:
+        """Facts about the base model."""
+        from retain.lm.loading import model_info
+
+        return model_info(self.model)
+
+    @property
+    def state(self) -> State:
+        """The current state: adapters in use and what they were learned from."""
+        return self.ledger.state()
+
+    # --- learning ------------------------------------------------------------------------------------------------------------------
+
+    def learn(
+        self,
+        what: Learnable | Iterable[Learnable],
+        *,
+        domain: str | None = None,
+        importance: float | None = None,
+        title: str | None = None,
+        questions: Sequence[tuple[str, str]] | None = None,
+        dry_run: bool = False,
+    ) -> Any:
+        """Learn a path, folder, text or Documents; one :class:`Update` per document (a single one when there is one document).
+
+        A string that names no existing path and holds a blank or line break is taken as the text itself. ``questions``: (question,
+        answer) pairs of your own about the document. Raises DataError for input that cannot be read, WorkspaceError when another process
+        writes.
+        """
+        many = [what] if isinstance(what, (str, Path, Document)) else list(what)
+        updates = self.learn_all(many, domain=domain, importance=importance, title=title, questions=questions, dry_run=dry_run)
+        return updates[0] if len(updates) == 1 else updates
+
+    def learn_all(
+        self,
+        what: Iterable[Learnable],
+        *,
+        domain: str | None = None,
+        importance: float | None = None,
+        title: str | None = None,
+        questions: Sequence[Any] | None = None,
+        dry_run: bool = False,
+    ) -> list[Update]:
+        """Learn everything given, in order. Every document is durably queued before the first one is learned."""
+        domain = self.config.learn.domain if domain is None else domain
+        importance = self.config.learn.importance if importance is None else importance
+        documents = [document for item in what for document in self._read(item, domain, importance, title)]
+        if questions:
+            pairs = tuple(_pair(question) for question in questions)
+            documents = [replace(document, pairs=(*document.pairs, *pairs)) for document in documents]
+        if dry_run:
+            return [self._plan(document) for document in documents]
+        with self._writing():
+            known = [self._queue(document) for document in documents]
+            return [update or self._learn(document) for document, update in zip(documents, known, strict=True)]
+
+    def learn_pending(self, *, dry_run: bool = False) -> list[Update]:
+        """Learn the documents that were queued but not finished, for instance after an interruption."""
+        with self._writing():
+            waiting = self.ledger.documents("pending")
+            documents = [self._stored(record) for record in waiting]
+            if dry_run:
+                return [self._plan(document) for document in documents]
+            return [self._learn(document) for document in documents]
+
+    def _read(self, item: Learnable, domain: str, importance: float, title: str | None) -> Iterator[Document]:
+        if isinstance(item, Document):
+            found: Iterable[Document] = [item]
+        elif isinstance(item, str) and not Path(item).exists() and any(blank in item.strip() for blank in " \n"):
+            found = [Document.from_text(item, title, domain=domain, importance=importance)]
+        else:
+            found = read_path(Path(item), domain=domain, importance=importance, on_note=lambda note: self._tell(Event("note", str(note))))
+        report = clean_documents([replace(document, title=title) if title else document for document in found])
+        for note in report.notes:
+            self._tell(Event("note", str(note)))
+        for dropped in report.dropped:
+            self._tell(Event("note", f"left out {dropped.where}: {dropped.reason}"))
+        if not report.kept and report.dropped:
+            from retain.data.errors import DataError
+
+            raise DataError(f"nothing to learn: {report.dropped[0].reason}", path=str(report.dropped[0].where))
+        for document in report.kept:
+            self._tell(Event("read", document.title))
+            yield document
+
+    def _queue(self, document: Document) -> Update | None:
+        """Store a document durably as pending; an update that changes nothing when it is known already."""
+        signature = Signature.of(document.text)
+        known = next((record for record in self.ledger.documents() if record.id == document.id), None)
+        if known is not None and known.status == "committed":
+            return self._unchanged(known.id, f"already learned as {known.title!r} in update {known.update}")
+        if known is None and not document.pairs and not document.messages:
+            twin = NearDuplicateIndex.restore(self.ledger.signatures().items()).find(signature)
+            if twin is not None and self.ledger.document(twin.id).status == "committed":
+                title = self.ledger.document(twin.id).title
+                return self._unchanged(twin.id, f"{twin.similarity:.0%} the same as {title!r}, which is learned already")
+        blob = self.store.put(to_json(document.to_dict()).encode())
+        facts = {name: getattr(document, name) for name in ("id", "title", "source", "domain", "importance", "kind")}
+        self.ledger.add_document(facts, blob, chars=len(document.text), signature=signature.to_bytes())
+        if known is not None and known.status in ("rejected", "failed"):
+            self.ledger.set_status([document.id], "pending")
+        return None
+
+    def _learn(self, document: Document) -> Update:
+        """One transaction. Whatever happens, the document ends committed, rejected with a reason, or still pending."""
+        knowledge = self.knowledge
+        self.ledger.set_status([document.id], "learning")
+        try:
+            before = self.ledger.head()
+            state = self._with_skill(self.state)
+            budget = self.config.gate.probe_budget
+            old = self.ledger.sample_probes(budget, self.config.learn.seed, exclude=[document.id]) if budget else []
+            outcome = transaction.learn_document(knowledge, document, state, self.config, self._general_examples(), old, self._tell)
+            study = self.store.put(outcome.study.to_json())
+            if outcome.refusal:
+                self.ledger.set_study(document.id, study)
+                record = self.ledger.reject_update("learn", [document.id], outcome.refusal, outcome.certificate)
+                self._tell(Event("note", f"{document.title}: rejected, {outcome.refusal}; nothing was changed"))
+                return Update.of(record)
+            after = self.store.put(outcome.state.to_bytes())
+            probes = [
+                StoredProbe(probe.question, probe.answer, document.id, float(score), document.importance, True)
+                for probe, score in zip(outcome.probes, outcome.scores, strict=True)
+            ]
+            with self.ledger.transaction():
+                record = self.ledger.commit_update(
+                    "learn", before, after, documents=[document.id], chunks=outcome.chunks, certificate=outcome.certificate
+                )
+                self.ledger.add_probes(probes)
+                self.ledger.set_study(document.id, study)
+        except BaseException:
+            self.ledger.set_status([document.id], "pending", "interrupted")
+            raise
+        self._tell(Event("commit", f"{document.title} is learned ({record.id})"))
+        return Update.of(record)
+
+    def _with_skill(self, state: State) -> State:
+        if "skill" in state.objects:
+            return state
+        from retain.learners.skills import shipped_skill
+
+        skill = shipped_skill(self.model)
+        return state if skill is None else replace(state, objects={**state.objects, "skill": self.knowledge.keep(skill)})
+
+    def _general_examples(self) -> list[Example]:
+        if "kl" not in self.config.retention.methods or not self.config.retention.kl.weight:
+            return []
+        if self._general is None:
+            self._general = transaction.general_examples(self.model)
+        return self._general
+
+    def _plan(self, document: Document) -> Update:
+        from retain.learners.study import build_study, kinds, study_examples
+
+        study = build_study(self.model, None, document, self.config.study, self.config.learn.seed)
+        examples = study_examples(self.model, document, study)
+        tokens = sum(len(example.tokens) for example in examples)
+        plan = {
+            "items": kinds(study.train),
+            "probes": len(study.probes),
+            "examples": len(examples),
+            "tokens": tokens * self.config.learn.epochs,
+        }
+        return Update("", 0, "learn", "dry-run", [document.id], "", {"documents": [{"id": document.id}], "plan": plan}, "")
+
+    # --- asking --------------------------------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        question: str,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        history: Sequence[Any] = (),
+        retrieval: bool | None = None,
+        adapters: Sequence[str] | None = None,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer a question with the adapters of the documents that it speaks of; a question about none gets the untouched base.
+
+        ``retrieval``: put passages of those documents into the context (default from the configuration); ``adapters``: use exactly
+        these by name instead of routing.
+        """
+        started = time.perf_counter()
+        knowledge, state, settings = self.knowledge, self.state, self.config.generate
+        if adapters is None:
+            decision = knowledge.decide(question, state)
+        else:
+            decision = Decision(tuple(self._adapter(name) for name in adapters))
+        context, hits = knowledge.context(question, decision) if (settings.retrieval if retrieval is None else retrieval) else (None, [])
+        sampling = Sampling(
+            max_tokens or settings.max_tokens,
+            settings.temperature if temperature is None else temperature,
+            settings.top_p,
+            self.config.learn.seed,
+        )
+        room = self.model.context - sampling.max_tokens
+        prompt = prompt_tokens(self.model.tokenizer, question, context, history=[_message(turn) for turn in history], max_tokens=room)
+        injection = knowledge.injection(decision, state)
+        if on_token is None:
+            text, count = generate(self.model, [prompt], sampling, injection)[0], 0
+            count = len(self.model.tokenizer(text, add_special_tokens=False).input_ids)
+        else:
+            text, count = self._streamed(prompt, sampling, injection, on_token)
+        scores = {item.document: item.score for item in decision.matches}
+        sources = [Source(hit.document, self.ledger.document(hit.document).title, hit.text, scores.get(hit.document, 0.0)) for hit in hits]
+        return Answer(text.strip(), sources, [item.name for item in decision.adapters], time.perf_counter() - started, count)
+
+    def _streamed(self, prompt: Sequence[int], sampling: Sampling, injection: Any, on_token: Callable[[str], None]) -> tuple[str, int]:
+        ids: list[int] = []
+        shown = ""
+        for _, token in stream(self.model, [prompt], sampling, injection):
+            ids.append(token)
+            text = self.model.tokenizer.decode(ids, skip_special_tokens=True)
+            if not text.endswith("\ufffd"):  # an unfinished character
+                on_token(text[len(shown) :])
+                shown = text
+        return shown, len(ids)
+
+    # --- history -------------------------------------------------------------------------------------------------------------------
+
+    def log(self) -> list[Update]:
+        """All updates, oldest first."""
+        return [Update.of(record) for record in self.ledger.updates()]
+
+    def show(self, update: str) -> Update:
+        """One update by its id or an unambiguous beginning of it."""
+        return Update.of(self.ledger.update(update))
+
+    def diff(self, update: str) -> Diff:
+        """What an update changed: adapters, documents, and the size of the change."""
+        record = self.ledger.update(update)
+        before, after = self._states(record.before, record.after)
+        old, new = {item.name: item for item in before.adapters}, {item.name: item for item in after.adapters}
+        added = [item for name, item in new.items() if name not in old or old[name].digest != item.digest]
+        removed = [item for name, item in old.items() if name not in new or new[name].digest != item.digest]
+        parameters: dict[str, Any] = {}
+        for item in added:
+            tensors, _ = self.store.get_tensors(item.digest)
+            norm = float(sum(tensor.float().square().sum() for tensor in tensors.values())) ** 0.5
+            parameters[item.name] = {"tensors": len(tensors), "values": sum(t.numel() for t in tensors.values()), "norm": round(norm, 4)}
+        documents_before, documents_after = before.documents(), after.documents()
+        return Diff(
+            [item.name for item in added],
+            [item.name for item in removed],
+            sorted(documents_after - documents_before),
+            sorted(documents_before - documents_after),
+            parameters,
+        )
+
+    def documents(self) -> list[DocumentRecord]:
+        """Documents in the order of their arrival, with their status."""
+        return self.ledger.documents()
+
+    def revert(self, update: str) -> Update:
+        """Undo one update: what it added is taken out, what it removed is put back; later updates stay."""
+        with self._writing():
+            record = self.ledger.update(update)
+            if record.expired:
+                raise Conflict(f"update {record.id} cannot be reverted: a document it held was forgotten")
+            before, after = self._states(record.before, record.after)
+            state = self.state
+            gone = {item.digest for item in after.adapters} - {item.digest for item in before.adapters}
+            back = [item for item in before.adapters if item.digest not in {kept.digest for kept in after.adapters}]
+            names = {item.name for item in back}
+            kept = [item for item in state.adapters if item.digest not in gone and item.name not in names]
+            return self._move(replace(state, adapters=(*kept, *back)), "revert", reverts=record.id)
+
+    def forget(self, document: str, *, drop_checkpoints: bool = False) -> Update:
+        """Remove a document and everything that was learned from it, for good: text, passages, probes, adapters, history states.
+
+        The other documents of a shared adapter get their own adapters retrained from their study sets. Raises NotFound, Conflict.
+        """
+        with self._writing():
+            record = self.ledger.document(document)
+            if record.status == "forgotten":
+                raise Conflict(f"{record.id} is forgotten already")
+            state = self.state
+            touched = [item for item in state.adapters if record.id in item.documents]
+            others = [other for item in touched for other in item.documents if other != record.id]
+            kept = [item for item in state.adapters if record.id not in item.documents]
+            kept += [self._retrained(other) for other in others]
+            before_probes = self.ledger.sample_probes(self.config.gate.probe_budget, 0, exclude=[record.id])
+            after_state = replace(state, adapters=tuple(kept))
+            after = self.store.put(after_state.to_bytes())
+            certificate = transaction.seal(
+                {
+                    "documents": [{"id": record.id}],
+                    "removed_adapters": [item.name for item in touched],
+                    "retrained": others,
+                    "old_probes": len(before_probes),
+                }
+            )
+            made = self.ledger.forget_document(record.id, self.ledger.head(), after, certificate, drop_checkpoints)
+            self.store.collect(self.ledger.referenced_digests(), grace=0)
+            return Update.of(made)
+
+    def _retrained(self, document: str) -> ActiveAdapter:
+        from retain.learners.lora import train_adapter
+        from retain.learners.study import StudySet, study_examples
+
+        record = self.ledger.document(document)
+        digest = self.ledger.study(document)
+        if digest is None:
+            raise WorkspaceError(f"{document} has no study set; learn it again first")
+        stored = self._stored(record)
+        examples = study_examples(self.model, stored, StudySet.from_json(self.store.get(digest)))
+        candidate = train_adapter(self.model, document, examples, self.config.learn, skill=self.knowledge.skill(self.state))
+        return ActiveAdapter(document, self.knowledge.keep(candidate.adapter), 1.0, (document,))
+
+    def verify(self) -> Verification:
+        """Check every stored byte against its hash, the ledger's integrity, and a sample of the probes against their recorded scores."""
+        referenced = self.ledger.referenced_digests()
+        problems = [f"object {item.path.name[:12]}: {item.problem}" for item in self.store.verify(referenced)]
+        problems += [f"ledger: {problem}" for problem in self.ledger.check()]
+        for record in self.ledger.updates():
+            content = dict(record.certificate)
+            if "hash" in content:
+                stated = content.pop("hash")
+                from retain.workspace.store import digest_of
+
+                if digest_of(to_json(content).encode()) != stated:
+                    problems.append(f"update {record.id}: its certificate was changed")
+        probes: dict[str, Any] = {}
+        stored = self.ledger.sample_probes(self.config.gate.probe_budget, self.config.learn.seed)
+        if stored and not problems:
+            from retain.evaluation.probes import Probe
+
+            state = self.state
+            asked = [Probe(item.document, item.question, item.answer) for item in stored]
+            scores = self.knowledge.recalls(asked, [self.knowledge.decide(probe.question, state) for probe in asked], state)
+            was, now = sum(bool(item.baseline) for item in stored), sum(scores)
+            probes = {"asked": len(stored), "right_when_learned": was, "right_now": now}
+            if was and (was - now) / was > self.config.gate.max_forgetting:
+                problems.append(f"probes: {was} were answered when learned, {now} are now")
+        return Verification(not problems, len(referenced), problems, probes)
+
+    # --- adapters ------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> list[AdapterInfo]:
+        """The adapters of the current state."""
+        return [self._info(item) for item in self.state.adapters]
+
+    def merge(self, names: Sequence[str], method: str = "ties", into: str = "merged") -> Update:
+        """Merge adapters into one that serves all their documents; refused when their probes would lose more than the gate allows."""
+        from retain.adapters.merging import merge
+
+        with self._writing():
+            chosen = [self._adapter(name) for name in names]
+            if len(chosen) < 2:
+                raise WorkspaceError("merging needs at least two adapters")
+            merged = merge(method, [self.knowledge.adapter(item.digest) for item in chosen]).half()
+            documents = tuple(dict.fromkeys(document for item in chosen for document in item.documents))
+            rest = [item for item in self.state.adapters if item not in chosen]
+            if into in {item.name for item in rest}:
+                raise Conflict(f"there is an adapter named {into} already")
+            state = replace(self.state, adapters=(*rest, ActiveAdapter(into, self.knowledge.keep(merged), 1.0, documents)))
+            return self._gated(state, "merge", list(documents), {"method": method, "merged": list(names), "into": into})
+
+    def _gated(self, state: State, kind: Any, documents: list[str], facts: dict[str, Any]) -> Update:
+        old = self.ledger.sample_probes(self.config.gate.probe_budget, self.config.learn.seed)
+        kept = transaction.check_kept(self.knowledge, self.state, state, {}, old, None, None)
+        lost, limit = kept["forgetting"] or 0.0, self.config.gate.max_forgetting
+        reason = f"{lost:.1%} of the known answers would be lost, the limit is {limit:.1%}" if lost > limit else ""
+        gate = {"limits": self.config.gate.model_dump(mode="json"), "verdict": "refused" if reason else "passed", "reason": reason}
+        certificate = transaction.seal({"documents": [{"id": key} for key in documents], **facts, "kept": kept, "gate": gate})
+        if reason:
+            return Update.of(self.ledger.reject_update(kind, [], reason, certificate))
+        after = self.store.put(state.to_bytes())
+        return Update.of(self.ledger.commit_update(kind, self.ledger.head(), after, certificate=certificate))
+
+    def export_adapter(self, name: str, directory: str | Path) -> Path:
+        """Write an adapter in peft's on-disk format; the study skill it was trained on is merged in, so that it stands alone."""
+        from retain.adapters.merging import merge
+        from retain.adapters.peft_format import export_peft
+
+        item = self._adapter(name)
+        adapter, skill = self.knowledge.adapter(item.digest), self.knowledge.skill(self.state)
+        target = Path(directory)
+        export_peft(merge("concatenate", [skill, adapter]) if skill and item.documents else adapter, target, self.model.name)
+        return target
+
+    def import_adapter(self, directory: str | Path, name: str) -> Update:
+        """Add an adapter in peft's format; it is used when asked for by name."""
+        from retain.adapters.peft_format import import_peft
+        from retain.workspace.errors import check_name
+
+        with self._writing():
+            check_name(name)
+            if name in {item.name for item in self.state.adapters}:
+                raise Conflict(f"there is an adapter named {name} already")
+            adapter = import_peft(Path(directory), self.model)
+            item = ActiveAdapter(name, self.knowledge.keep(adapter), 1.0, ())
+            return self._move(replace(self.state, adapters=(*self.state.adapters, item)), "import")
+
+    def enable(self, name: str) -> Update:
+        """Use an adapter again that was disabled."""
+        return self._weigh(name, 1.0)
+
+    def disable(self, name: str) -> Update:
+        """Keep an adapter without using it."""
+        return self._weigh(name, 0.0)
+
+    def _weigh(self, name: str, weight: float) -> Update:
+        with self._writing():
+            chosen = self._adapter(name)
+            items = tuple(replace(item, weight=weight) if item is chosen else item for item in self.state.adapters)
+            return self._move(replace(self.state, adapters=items), "enable")
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """Name the current state."""
+        return self.ledger.save_checkpoint(name)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """All named states."""
+        return self.ledger.list_checkpoints()
+
+    def load_checkpoint(self, name: str) -> Update:
+        """Return to a named state, exactly; itself an update that can be reverted."""
+        with self._writing():
+            return self._move(self.ledger.state(self.ledger.load_checkpoint(name).state), "revert")
+
+    # --- inside --------------------------------------------------------------------------------------------------------------------
+
+    def _move(self, state: State, kind: Any, reverts: str = "") -> Update:
+        """Commit a state; documents that come back are indexed again, those that go leave the index (their text stays, rejected)."""
+        current = self.state
+        now, then = current.documents(), state.documents()
+        after = self.store.put(state.to_bytes())
+        back, gone = sorted(then - now), sorted(now - then)
+        pieces = [piece for key in back for piece in transaction.document_chunks(self.model, self._stored(self.ledger.document(key)))]
+        certificate = transaction.seal({"documents": [{"id": key} for key in (*back, *gone)], "reason": reverts and f"reverts {reverts}"})
+        with self.ledger.transaction():
+            record = self.ledger.commit_update(
+                kind,
+                self.ledger.head(),
+                after,
+                documents=back or gone,
+                chunks=pieces,
+                certificate=certificate,
+                mark="committed" if back or not gone else "rejected",
+                reason="" if back or not gone else "reverted",
+                reverts=reverts,
+            )
+            if back and gone:
+                record = self.ledger.commit_update(
+                    kind, after, after, documents=gone, certificate=certificate, mark="rejected", reason="reverted"
+                )
+        return Update.of(record)
+
+    def _states(self, before: str, after: str) -> tuple[State, State]:
+        return (self.ledger.state(before) if before else State()), (self.ledger.state(after) if after else State())
+
+    def _stored(self, record: DocumentRecord) -> Document:
+        import json
+
+        return Document.from_dict(json.loads(self.store.get(record.blob)))
+
+    def _adapter(self, name: str) -> ActiveAdapter:
+        found = [item for item in self.state.adapters if item.name == name or (len(name) > 3 and item.name.startswith(name))]
+        if len(found) != 1:
+            raise NotFound("adapter", name, [item.name for item in self.state.adapters])
+        return found[0]
+
+    def _info(self, item: ActiveAdapter) -> AdapterInfo:
+        from retain.adapters import AdapterSpec
+
+        tensors, metadata = self.store.get_tensors(item.digest)
+        spec = AdapterSpec.from_json(metadata["spec"])
+        domains = {self.ledger.document(key).domain for key in item.documents}
+        return AdapterInfo(
+            item.name,
+            item.digest,
+            ", ".join(sorted(domains)),
+            list(item.documents),
+            spec.rank,
+            list(spec.sites),
+            sum(tensor.numel() for tensor in tensors.values()),
+            sum(t.numel() * t.element_size() for t in tensors.values()),
+            bool(item.weight),
+        )
+
+    def _unchanged(self, document: str, reason: str) -> Update:
+        self._tell(Event("note", reason))
+        return Update(self.ledger.document(document).update, 0, "learn", "unchanged", [document], "", {}, reason)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the workspace's writer lock; documents that an earlier process left half-learned are pending again."""
+        lock = WriterLock(self.root / "lock")
+        lock.acquire(timeout=2.0)
+        try:
+            self.ledger.recover(lock)
+            yield
+        finally:
+            lock.release()
+
+    def _tell(self, event: Event) -> None:
+        if self._progress is not None:
+            self._progress(event)
+
+
+def _pair(question: Any) -> QuestionAnswer:
+    return QuestionAnswer(*question) if isinstance(question, tuple) else QuestionAnswer(question.question, question.answer)
+
+
+def _message(turn: Any) -> Message:
+    return turn if isinstance(turn, Message) else Message(turn["role"], turn["content"]) if isinstance(turn, dict) else Message(*turn)
+
+
+__all__ = ["ContinualLM"]

@@ -1,0 +1,157 @@
+"""What a state knows: which adapters a prompt gets, and how questions are answered with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from retain.adapters import Adapter, AdapterSpec, LoraInjection, inject
+from retain.adapters.routing import Match, Surprise, match, route
+from retain.config import Config
+from retain.evaluation.probes import Probe, answer_questions, recall
+from retain.lm.model import LanguageModel
+from retain.workspace.ledger import Ledger
+from retain.workspace.records import ActiveAdapter, Hit, State
+from retain.workspace.store import Store
+
+ROWS = 48  # questions answered at a time
+TOGETHER = 8  # different adapters in one batch
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The adapters and documents that a prompt gets; both empty when the base answers alone."""
+
+    adapters: tuple[ActiveAdapter, ...] = ()
+    documents: tuple[str, ...] = ()
+    matches: tuple[Match, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What the forward pass depends on."""
+        return tuple(adapter.digest for adapter in self.adapters)
+
+
+class Knowledge:
+    """Routing and answering over the ledger's index, with adapters kept in memory by digest (a switch is a look-up)."""
+
+    def __init__(self, model: LanguageModel, ledger: Ledger, store: Store, config: Config) -> None:
+        self.model, self.ledger, self.store, self.config = model, ledger, store, config
+        self.surprise = Surprise(model.tokenizer)
+        self._adapters: dict[str, Adapter] = {}
+
+    def adapter(self, digest: str) -> Adapter:
+        """An adapter by digest, checked against the model once and then kept."""
+        if digest not in self._adapters:
+            tensors, metadata = self.store.get_tensors(digest)
+            adapter = Adapter(
+                {name: tensor.to(self.model.device) for name, tensor in tensors.items()}, AdapterSpec.from_json(metadata["spec"])
+            )
+            adapter.check(self.model)
+            self._adapters[digest] = adapter
+        return self._adapters[digest]
+
+    def keep(self, adapter: Adapter) -> str:
+        """Store an adapter durably; its object's digest."""
+        digest = self.store.put_tensors(adapter.tensors, {"spec": adapter.spec.to_json()})
+        self._adapters[digest] = adapter
+        return digest
+
+    def skill(self, state: State) -> Adapter | None:
+        """The study skill that the state's adapters were trained on."""
+        digest = state.objects.get("skill")
+        return self.adapter(digest) if digest else None
+
+    def decide(self, prompt: str, state: State, extra: Mapping[str, str] | None = None) -> Decision:
+        """Route a prompt. ``extra``: documents (id -> text) that are not in the index yet, to be considered as if they were."""
+        hits = self.ledger.search(prompt, k=24)
+        texts: dict[str, str] = {}
+        for document in dict.fromkeys(hit.document for hit in hits):
+            if len(texts) < 6:
+                texts[document] = document_text(self.ledger, document)
+        texts.update(extra or {})
+        rules = self.config.route
+        chosen = route(match(prompt, texts, self.surprise), threshold=rules.threshold, margin=rules.margin, most=rules.max_adapters)
+        owners = [adapter for adapter in state.adapters if adapter.weight and set(adapter.documents) & set(chosen.documents)]
+        return Decision(tuple(owners), chosen.documents, chosen.matches)
+
+    def injection(self, decision: Decision, state: State) -> LoraInjection | None:
+        """The decided adapters with the study skill under them; None for the base."""
+        if not decision.documents and not decision.adapters:
+            return None
+        skill = self.skill(state)
+        active = [(self.adapter(item.digest), item.weight) for item in decision.adapters]
+        return inject([*([(skill, 1.0)] if skill else []), *active], self.model.dtype, self.model.device)
+
+    def answers(
+        self, questions: Sequence[str], decisions: Sequence[Decision], state: State, contexts: Sequence[str | None] | None = None
+    ) -> list[str]:
+        """Answer many questions, each with its own adapters, in batches in which rows use different adapters."""
+        order = sorted(range(len(questions)), key=lambda number: decisions[number].key)
+        texts = [""] * len(questions)
+        for batch in _batches(order, decisions):
+            found = answer_questions(
+                self.model, [questions[n] for n in batch], self._by_row([decisions[n] for n in batch], state),
+                [contexts[n] for n in batch] if contexts else None, batch=len(batch),
+            )  # fmt: skip
+            for number, text in zip(batch, found, strict=True):
+                texts[number] = text
+        return texts
+
+    def recalls(self, probes: Sequence[Probe], decisions: Sequence[Decision], state: State) -> list[bool]:
+        """Which probes are answered right without the document in the context."""
+        return recall(self.answers([probe.question for probe in probes], decisions, state), probes)
+
+    def _by_row(self, decisions: Sequence[Decision], state: State) -> LoraInjection | None:
+        skill = self.skill(state)
+        weights: dict[str, list[float]] = {}
+        for row, decision in enumerate(decisions):
+            for item in decision.adapters:
+                weights.setdefault(item.digest, [0.0] * len(decisions))[row] = item.weight
+        active: list[tuple[Adapter, float | Sequence[float]]] = [(self.adapter(digest), row) for digest, row in weights.items()]
+        if skill and any(decision.documents or decision.adapters for decision in decisions):
+            active.insert(0, (skill, [1.0 if decision.documents or decision.adapters else 0.0 for decision in decisions]))
+        return inject(active, self.model.dtype, self.model.device)
+
+    def context(self, prompt: str, decision: Decision) -> tuple[str | None, list[Hit]]:
+        """Passages of the routed documents for the prompt's context, in reading order, within ``generate.context_tokens``."""
+        budget = self.config.generate.context_tokens
+        chosen: list[Hit] = []
+        for document in decision.documents[:1]:
+            ranked = {hit.chunk: hit for hit in self.ledger.search(prompt, k=64, documents=[document])}
+            rest = [chunk for chunk in self.ledger.chunks(document) if chunk.ordinal not in ranked]
+            everything = [*ranked.values(), *(Hit(chunk.document, chunk.ordinal, 0.0, chunk.heading, chunk.text) for chunk in rest)]
+            for hit in everything:
+                size = len(self.model.tokenizer(hit.text, add_special_tokens=False).input_ids)
+                if size <= budget:
+                    chosen.append(hit)
+                    budget -= size
+        chosen.sort(key=lambda hit: (hit.document, hit.chunk))
+        if not chosen:
+            return None, []
+        title = self.ledger.document(chosen[0].document).title
+        return f"{title}\n\n" + "\n".join(hit.text for hit in chosen), chosen
+
+
+def document_text(ledger: Ledger, document: str) -> str:
+    """Title and indexed text of a document."""
+    return "\n".join([ledger.document(document).title, *(f"{chunk.heading}\n{chunk.text}" for chunk in ledger.chunks(document))])
+
+
+def _batches(order: Sequence[int], decisions: Sequence[Decision]) -> list[list[int]]:
+    batches: list[list[int]] = []
+    used: set[str] = set()
+    for number in order:
+        needed = set(decisions[number].key)
+        if not batches or len(batches[-1]) >= ROWS or len(used | needed) > TOGETHER:
+            batches.append([])
+            used = set()
+        batches[-1].append(number)
+        used |= needed
+    return batches
+
+
+def stored_probes(data: bytes) -> list[tuple[str, str]]:
+    """Questions and answers of a stored study set's probes."""
+    return [(item["prompt"], item["completion"]) for item in json.loads(data)["probes"] if item["prompt"]]

@@ -1,0 +1,302 @@
+"""Learning as a transaction: study, train a candidate, check it against what was known, then commit it or drop it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from retain.adapters import Adapter, inject
+from retain.config import Config
+from retain.data.chunking import chunks
+from retain.data.document import Document
+from retain.data.examples import Example, text_example
+from retain.evaluation.answers import contains
+from retain.evaluation.control import load_control
+from retain.evaluation.probes import Probe, mean_kl, perplexity
+from retain.learners.lora import Candidate, train_adapter
+from retain.learners.study import StudySet, build_study, kinds, study_examples
+from retain.lm.devices import machine_facts
+from retain.lm.generation import Sampling, generate
+from retain.retention.registry import Resources, build
+from retain.training.loop import Progress, TrainingError
+from retain.workspace.knowledge import Decision, Knowledge
+from retain.workspace.records import ActiveAdapter, Chunk, State, to_json
+from retain.workspace.reports import Event
+from retain.workspace.store import digest_of
+
+CHUNK_TOKENS = 128
+Tell = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How one try protects what is known: multipliers on the KL weight, the learning rate and the finished adapter's scale."""
+
+    kl: float = 1.0
+    learning_rate: float = 1.0
+    scale: float = 1.0
+
+
+ATTEMPTS = (Attempt(), Attempt(kl=4.0, learning_rate=0.5), Attempt(kl=4.0, learning_rate=0.5, scale=0.5))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A checked candidate: the state that would be committed, what is stored with it, the certificate, and the reason of a refusal."""
+
+    state: State
+    chunks: tuple[Chunk, ...]
+    probes: tuple[Probe, ...]
+    scores: tuple[bool, ...]
+    study: StudySet
+    certificate: dict[str, Any]
+    refusal: str = ""
+
+
+def general_examples(model: Any, count: int = 32, tokens: int = 48, seed: int = 0) -> list[Example]:
+    """General text that the base model itself writes, for self-distillation (no outside data, nothing of the user's)."""
+    from retain.data.examples import prompt_tokens
+
+    prompts = load_control().prompts[:count]
+    texts = generate(
+        model, [prompt_tokens(model.tokenizer, prompt) for prompt in prompts], Sampling(max_tokens=tokens, temperature=1.0, seed=seed)
+    )
+    return [text_example(model.tokenizer, text, kind="general", end=False) for text in texts if len(text.split()) > 3]
+
+
+def document_chunks(model: Any, document: Document) -> tuple[Chunk, ...]:
+    """The pieces of a document that are searched and put into contexts."""
+
+    def size(text: str) -> int:
+        return len(model.tokenizer(text, add_special_tokens=False).input_ids)
+
+    return tuple(
+        Chunk(document.id, number, piece.heading or document.title, piece.text)
+        for number, piece in enumerate(chunks(document.text, size, CHUNK_TOKENS))
+    )
+
+
+def learn_document(
+    knowledge: Knowledge, document: Document, state: State, config: Config, general: Sequence[Example], old: Sequence[Any], tell: Tell
+) -> Outcome:
+    """Learn one document as a candidate and check it. ``old``: stored probes of earlier documents (with baselines). Writes nothing
+    but the candidate's object to the store."""
+    started = time.perf_counter()
+    model, skill = knowledge.model, knowledge.skill(state)
+    tell(Event("study", f"writing the study set of {document.title}"))
+    study = build_study(model, skill, document, config.study, config.learn.seed)
+    examples = study_examples(model, document, study)
+    probes = tuple(Probe(document.id, item.prompt, item.completion) for item in study.probes if item.prompt)
+    pieces = document_chunks(model, document)
+    text = "\n".join([document.title, *(f"{piece.heading}\n{piece.text}" for piece in pieces)])
+    before = knowledge.recalls(probes, [Decision()] * len(probes), state)
+
+    refusal, certificate, outcome = "", {}, None
+    attempts = ATTEMPTS[: config.gate.attempts]
+    for number, attempt in enumerate(attempts, 1):
+        try:
+            candidate = _train(knowledge, document, examples, config, attempt, skill, general, state, tell)
+        except TrainingError as error:
+            refusal = str(error)
+            certificate = _certificate(knowledge, document, study, config, started, None, {}, {}, refusal, number)
+            continue
+        adapter = candidate.adapter.scaled(attempt.scale) if attempt.scale != 1.0 else candidate.adapter
+        digest = knowledge.keep(adapter)
+        after = replace(state, adapters=(*state.adapters, ActiveAdapter(document.id, digest, 1.0, (document.id,))))
+        tell(Event("check", f"asking what {document.title} taught and what was known before"))
+        extra = {document.id: text}
+        decisions = [knowledge.decide(probe.question, after, extra) for probe in probes]
+        scores = knowledge.recalls(probes, decisions, after)
+        learned = {"recall_before": _mean(before), "recall_after": _mean(scores), "probes": len(probes), "items": kinds(study.train)}
+        kept = check_kept(knowledge, state, after, extra, old, adapter, skill)
+        refusal = _refusal(config, learned, kept)
+        certificate = _certificate(knowledge, document, study, config, started, candidate, learned, kept, refusal, number)
+        outcome = Outcome(after, pieces, probes, tuple(scores), study, certificate, refusal)
+        if not refusal:
+            return outcome
+        tell(Event("note", f"attempt {number} of {len(attempts)}: {refusal}"))
+    return outcome or Outcome(state, pieces, probes, (), study, certificate, refusal)
+
+
+def _train(
+    knowledge: Knowledge,
+    document: Document,
+    examples: Sequence[Example],
+    config: Config,
+    attempt: Attempt,
+    skill: Adapter | None,
+    general: Sequence[Example],
+    state: State,
+    tell: Tell,
+) -> Candidate:
+    learn = config.learn.model_copy(update={"learning_rate": config.learn.learning_rate * attempt.learning_rate})
+    protection = config.retention.model_copy(
+        update={"kl": config.retention.kl.model_copy(update={"weight": config.retention.kl.weight * attempt.kl})}
+    )
+    earlier = [knowledge.adapter(item.digest).tensors for item in state.adapters] if "olora" in protection.methods else []
+    methods = build(protection.methods, protection, Resources(general, earlier, config.learn.seed))
+
+    def on_step(progress: Progress) -> None:
+        rate = progress.tokens / max(progress.seconds, 1e-9)
+        fields = {"loss": progress.loss, "tokens_per_second": rate, "tokens": progress.tokens}
+        tell(Event("train", document.title, progress.step, progress.steps, fields))
+
+    return train_adapter(knowledge.model, document.id, examples, learn, skill=skill, retention=methods, on_step=on_step)
+
+
+def check_kept(
+    knowledge: Knowledge,
+    before: State,
+    after: State,
+    extra: Mapping[str, str],
+    old: Sequence[Any],
+    adapter: Adapter | None,
+    skill: Adapter | None,
+) -> dict[str, Any]:
+    """What earlier documents' probes and the control set score under ``after``, compared with ``before``.
+
+    A prompt that is routed to the same adapters as before has the same input and so the same answer: only those whose route changed
+    are asked again. ``kl`` and ``always_on_perplexity`` say what the new adapter would do to general text if it were never routed away.
+    """
+    model, control = knowledge.model, load_control()
+    old_probes = [Probe(item.document, item.question, item.answer) for item in old]
+    was = [bool(item.baseline) for item in old]
+    routes = [knowledge.decide(probe.question, after, extra) for probe in old_probes]
+    changed = [n for n, probe in enumerate(old_probes) if routes[n].key != knowledge.decide(probe.question, before).key]
+    now = list(was)
+    for number, score in zip(
+        changed, knowledge.recalls([old_probes[n] for n in changed], [routes[n] for n in changed], after), strict=True
+    ):
+        now[number] = score
+
+    base = base_control(knowledge)
+    questions = [Probe("", item.question, item.answer, tuple(item.aliases)) for item in control.questions]
+    control_routes = [knowledge.decide(probe.question, after, extra) for probe in questions]
+    away = [n for n, decision in enumerate(control_routes) if decision.documents]
+    right = list(base["right"])
+    for number, score in zip(away, knowledge.recalls([questions[n] for n in away], [control_routes[n] for n in away], after), strict=True):
+        right[number] = score
+    text_routes = [knowledge.decide(text, after, extra) for text in control.texts]
+    routed_texts = any(decision.documents for decision in text_routes)
+    perplexity_after = base["perplexity"]
+    if routed_texts:
+        perplexity_after = _routed_perplexity(knowledge, control.texts, text_routes, after)
+    kept: dict[str, Any] = {
+        "old_probes": len(old_probes),
+        "old_probes_asked_again": len(changed),
+        "old_recall_before": _mean(was) if was else None,
+        "old_recall_after": _mean(now) if now else None,
+        "forgetting": (sum(was) - sum(now)) / sum(was) if sum(was) else 0.0 if was else None,
+        "control_perplexity_before": base["perplexity"],
+        "control_perplexity_after": perplexity_after,
+        "perplexity_rise": perplexity_after / base["perplexity"] - 1,
+        "control_accuracy_before": _mean(base["right"]),
+        "control_accuracy_after": _mean(right),
+        "control_questions_routed": len(away),
+    }
+    if adapter is not None:
+        always = inject([*([(skill, 1.0)] if skill else []), (adapter, 1.0)], model.dtype, model.device)
+        kept |= {"kl": mean_kl(model, control.texts[:4], always), "always_on_perplexity": perplexity(model, control.texts, always)}
+    return kept
+
+
+def base_control(knowledge: Knowledge) -> dict[str, Any]:
+    """The base model's control scores, measured once per workspace and model."""
+    key = f"control:{knowledge.model.fingerprint[:16]}:{knowledge.model.dtype}"
+    known = knowledge.ledger.meta().get(key)
+    if known is None:
+        control = load_control()
+        questions = [Probe("", item.question, item.answer, tuple(item.aliases)) for item in control.questions]
+        answers = knowledge.answers([probe.question for probe in questions], [Decision()] * len(questions), State())
+        right = [contains(answer, probe.answers) for answer, probe in zip(answers, questions, strict=True)]
+        known = {"perplexity": perplexity(knowledge.model, control.texts), "right": right}
+        knowledge.ledger.set_meta(key, known)
+    return dict(known)
+
+
+def _routed_perplexity(knowledge: Knowledge, texts: Sequence[str], routes: Sequence[Decision], state: State) -> float:
+    import math
+
+    from retain.data.chat import tokenise
+
+    total = count = 0.0
+    for text, decision in zip(texts, routes, strict=True):
+        tokens = len(tokenise(knowledge.model.tokenizer, text, literal=True))
+        total += math.log(perplexity(knowledge.model, [text], knowledge.injection(decision, state))) * tokens
+        count += tokens
+    return math.exp(total / count)
+
+
+def _refusal(config: Config, learned: Mapping[str, Any], kept: Mapping[str, Any]) -> str:
+    gate = config.gate
+    if kept["forgetting"] is not None and kept["forgetting"] > gate.max_forgetting:
+        return f"earlier documents would lose {kept['forgetting']:.1%} of their answers, the limit is {gate.max_forgetting:.1%}"
+    if kept["perplexity_rise"] > gate.max_perplexity_rise:
+        return f"control perplexity would rise {kept['perplexity_rise']:.1%}, the limit is {gate.max_perplexity_rise:.1%}"
+    if learned["probes"] and learned["recall_after"] < learned["recall_before"] + gate.min_recall_gain:
+        return f"recall of the document would go from {learned['recall_before']:.0%} to {learned['recall_after']:.0%}"
+    return ""
+
+
+def _certificate(
+    knowledge: Knowledge,
+    document: Document,
+    study: StudySet,
+    config: Config,
+    started: float,
+    candidate: Candidate | None,
+    learned: Mapping[str, Any],
+    kept: Mapping[str, Any],
+    refusal: str,
+    attempts: int,
+) -> dict[str, Any]:
+    from importlib import metadata
+
+    report, adapter = (candidate.report, candidate.adapter) if candidate else (None, None)
+    cost: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 3)}
+    if report is not None and adapter is not None:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in adapter.tensors.values())
+        cost |= {
+            "training_seconds": round(report.seconds, 3),
+            "tokens": report.tokens,
+            "supervised_tokens": report.supervised,
+            "steps": report.steps,
+            "parameters": adapter.parameter_count,
+            "bytes": size,
+            "first_loss": report.losses[0],
+            "last_loss": report.losses[-1],
+            "parameter_change": report.change,
+        }
+    return seal(
+        {
+            "documents": [{"id": document.id}],
+            "model": knowledge.model.name,
+            "fingerprint": knowledge.model.fingerprint,
+            "learner": config.learn.learner,
+            "settings": config.learn.model_dump(mode="json") | {"retention": list(config.retention.methods)},
+            "cost": cost,
+            "learned": dict(learned),
+            "kept": dict(kept),
+            "gate": {
+                "limits": config.gate.model_dump(mode="json"),
+                "verdict": "refused" if refusal else "passed",
+                "attempts": attempts,
+                "reason": refusal,
+            },
+            "machine": machine_facts(),
+            "versions": {name: metadata.version(name) for name in ("retain", "torch", "transformers")},
+        }
+    )
+
+
+def seal(certificate: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the time and the SHA-256 over everything else, so that a changed certificate shows."""
+    dated = {**certificate, "created_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
+    return {**dated, "hash": digest_of(to_json(dated).encode())}
+
+
+def _mean(values: Sequence[bool]) -> float:
+    return sum(values) / len(values) if values else float("nan")

@@ -1,0 +1,296 @@
+"""A small language model with real, if small, abilities, trained inside the test session in about half a minute on one thread.
+
+It speaks English of an invented world: people, bridges and museums, each fact in one sentence with several wordings of its question.
+Pre-training teaches three things: the ChatML format, to answer from a text in the prompt, and about a hundred facts closed book, in every
+wording. So a test can ask what the product promises: a new fact is unknown, is learned by an adapter from one wording, and is answered
+in another, while the known facts (:func:`known_questions`) stay.
+
+The architecture is Llama's and transformers trains it, so nothing of retain is needed to make it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the weights depend on beside this file and the library versions."""
+
+    vocabulary: int = 1000
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    feed_forward: int = 320
+    context: int = 1024
+    steps: int = 260
+    batch_tokens: int = 1800
+    learning_rate: float = 4e-3
+    known_people: int = 16
+    known_places: int = 12
+    seed: int = 0
+
+
+RECIPE = Recipe()
+LM = 0.0
+INIT = 0.02
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class Relation(NamedTuple):
+    """One thing that can be said of a subject: the sentence and the wordings of its question."""
+
+    sentence: str
+    questions: tuple[str, ...]
+
+
+PERSON = {
+    "home": Relation("{s} lives in {a}.", ("Where does {s} live?", "What is the home of {s}?", "Tell me where {s} lives.", "{s} lives in what?")),
+    "job": Relation("{s} works as {a}.", ("As what does {s} work?", "What is the job of {s}?", "Which trade does {s} follow?", "{s} works as what?")),
+    "born": Relation(
+        "{s} was born in {a}.",
+        ("In what year was {s} born?", "When was {s} born?", "What was the year of birth of {s}?", "Tell me in what year {s} was born."),
+    ),
+    "pet": Relation("{s} keeps {a}.", ("What does {s} keep?", "What is kept by {s}?", "Tell me what {s} keeps.", "Which animal does {s} own?")),
+}  # fmt: skip
+PLACE = {
+    "builder": Relation(
+        "{s} was built by {a}.", ("Who built {s}?", "By whom was {s} built?", "Name the builder of {s}.", "{s} was built by whom?")
+    ),
+    "colour": Relation(
+        "{s} is painted {a}.", ("What colour is {s}?", "In which colour is {s} painted?", "Tell me the colour of {s}.", "{s} is painted in what colour?")
+    ),
+    "opened": Relation("{s} opened in {a}.", ("In what year did {s} open?", "When did {s} open?", "Tell me in what year {s} opened.", "{s} opened in what year?")),
+    "closes": Relation("{s} closes at {a}.", ("At what time does {s} close?", "When does {s} close?", "What is the closing time of {s}?", "{s} closes at what time?")),
+}  # fmt: skip
+FIRST = "Mira Osk Hanne Pell Tove Arno Lisbet Garo Nelda Ivo Runa Selm Dagny Bram Quill Esta Vondra Jory Kelda Umber".split()
+LAST = (
+    "Tolen Barel Onvar Duvik Corven Harrow Sandel Mostin Jatkes Lorran Fenwick Garib Holmun Kesgar Munro Nevel Polder Ransom Selkirk Tovar "
+    "Ulmer Vikander Wenlock Yarrow Zander Beldon Dorset Tindall Rudmore Ibsen Calder Elwen Pickard Ostler Quimby Arden Brice Colby Drake Esker"
+).split()
+TOWNS = "Dorvan Bellit Karsund Elmora Vintry Holbek Ostrava Marnock Quendal Ruthin Tarvik Lumsey Ganthor Pelworm Ashby Norrick Zelbach Ivarn".split()
+JOBS = "baker weaver sailor miller tailor potter smith teacher printer gardener barber carpenter fisher hunter doctor clerk".split()
+ANIMALS = "heron goat otter hound parrot tortoise pony ferret falcon hen donkey rabbit".split()
+COLOURS = "blue green red yellow white black grey brown purple orange pink golden silver".split()
+KINDS = "bridge museum tower mill library theatre".split()
+
+
+class Question(NamedTuple):
+    """A fact: how it is asked (``wordings``), its answer, the sentence that says it and the title of its document."""
+
+    wordings: tuple[str, ...]
+    answer: str
+    sentence: str
+    title: str
+
+
+def _value(relation: str, rng: random.Random) -> str:
+    match relation:
+        case "home":
+            return rng.choice(TOWNS)
+        case "job":
+            return f"a {rng.choice(JOBS)}"
+        case "born" | "opened":
+            return str(rng.randrange(1900, 1990, 3))
+        case "pet":
+            return f"a {rng.choice(COLOURS)} {rng.choice(ANIMALS)}"
+        case "builder":
+            return f"{rng.choice(FIRST)} {rng.choice(LAST)}"
+        case "colour":
+            return rng.choice(COLOURS)
+        case _:
+            return f"{rng.randint(10, 22)}:{rng.choice(('00', '30'))}"
+
+
+def subject(rng: random.Random, person: bool, facts: int = 4) -> list[Question]:
+    """A new subject with some of its facts."""
+    name = f"{rng.choice(FIRST)} {rng.choice(LAST)}" if person else f"the {rng.choice(LAST)} {rng.choice(KINDS)}"
+    relations = PERSON if person else PLACE
+    found = []
+    for key in rng.sample(list(relations), facts):
+        answer = _value(key, rng)
+        texts = [text.format(s=name, a=answer) for text in (relations[key].sentence, *relations[key].questions)]
+        sentence, *wordings = [text[0].upper() + text[1:] for text in texts]
+        found.append(Question(tuple(wordings), answer, sentence, name.removeprefix("the ")))
+    return found
+
+
+def _world() -> tuple[list[list[Question]], list[list[Question]]]:
+    """The subjects that pre-training teaches closed book, and six that it never sees."""
+    rng = random.Random(RECIPE.seed)
+    known = [subject(rng, number < RECIPE.known_people) for number in range(RECIPE.known_people + RECIPE.known_places)]
+    return known, [subject(rng, number < 3) for number in range(6)]
+
+
+KNOWN, NEW = _world()
+
+
+def tiny_documents() -> list[tuple[str, str]]:
+    """(title, text) of six new documents of four facts each."""
+    return [(facts[0].title, " ".join(fact.sentence for fact in facts)) for facts in NEW]
+
+
+def tiny_questions(document: int | None = None) -> list[Question]:
+    """The facts of the new documents, or of one of them; none is in the pre-training."""
+    return [fact for number, facts in enumerate(NEW) if document in (None, number) for fact in facts]
+
+
+def known_questions() -> list[Question]:
+    """Facts that the model knows from pre-training: what must not be forgotten."""
+    return [fact for facts in KNOWN for fact in facts]
+
+
+def _dialogue(rng: random.Random, facts: Sequence[Question], context: str) -> str:
+    turns = []
+    for number, fact in enumerate(facts):
+        question = rng.choice(fact.wordings)
+        asked = f"{context}\n\n{question}" if context and number == 0 else question
+        turns.append(f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n\0{fact.answer}<|im_end|>\0\n")
+    return "".join(turns)
+
+
+def _reading(rng: random.Random) -> str:
+    """A text about two or three fresh subjects and questions about it; \\0 stands around what is learned."""
+    passages = [subject(rng, rng.random() < 0.5, rng.randint(1, 4)) for _ in range(rng.choice((1, 1, 2)))]
+    facts = [fact for passage in passages for fact in passage]
+    context = " ".join(fact.sentence for fact in facts)
+    if rng.random() < 0.4:
+        context = f"{passages[0][0].title}\n\n{context}"
+    rng.shuffle(facts)
+    return _dialogue(rng, facts[:6], context)
+
+
+def corpus(seed: int) -> Iterator[str]:
+    """Endless pre-training texts."""
+    rng = random.Random(seed)
+    known = known_questions()
+    while True:
+        kind = rng.random()
+        if kind < 0.6:
+            yield _reading(rng)
+        elif kind < 0.9:
+            yield _dialogue(rng, rng.sample(known, 6), "")
+        else:
+            facts = rng.choice(KNOWN)
+            yield f"\0{facts[0].title}\n\n{' '.join(fact.sentence for fact in rng.sample(facts, len(facts)))}<|im_end|>\0"
+
+
+def build_tokenizer() -> Any:
+    """A byte-level BPE tokenizer trained on the world's texts, with the ChatML template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = corpus(RECIPE.seed + 1)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=RECIPE.vocabulary, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator((next(texts).replace("\0", "").replace(special[0], "").replace(special[1], "") for _ in range(3000)), trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[1], additional_special_tokens=special[:1], pad_token=special[1])
+    wrapped.chat_template = TEMPLATE
+    return wrapped
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+    """Tokens and labels; -100 where nothing is learned."""
+    tokens: list[int] = []
+    labels: list[int] = []
+    for number, part in enumerate(text.split("\0")):
+        found = tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
+        tokens += found
+        labels += found if number % 2 else [-100] * len(found)
+    return tokens, labels
+
+
+def _batches(tokenizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Right-padded batches of texts of similar length."""
+    texts = corpus(RECIPE.seed + 2)
+    rng = random.Random(RECIPE.seed + 3)
+    while True:
+        pool = sorted((_encode(tokenizer, next(texts)) for _ in range(256)), key=lambda pair: len(pair[0]))
+        batches: list[list[tuple[list[int], list[int]]]] = [[]]
+        for pair in pool:
+            if batches[-1] and len(pair[0]) * (len(batches[-1]) + 1) > RECIPE.batch_tokens:
+                batches.append([])
+            batches[-1].append(pair)
+        rng.shuffle(batches)
+        for batch in batches:
+            width = max(len(tokens) for tokens, _ in batch)
+            tokens = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens, _ in batch])
+            yield tokens, torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in batch])
+
+
+def pretrain(tokenizer: Any) -> Any:
+    """A LlamaForCausalLM trained from scratch."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    r = RECIPE
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=r.width, intermediate_size=r.feed_forward, num_hidden_layers=r.layers, num_attention_heads=r.heads,
+        num_key_value_heads=r.kv_heads, max_position_embeddings=r.context, tie_word_embeddings=True, rms_norm_eps=1e-5, initializer_range=INIT,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(r.seed)
+        model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=r.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    batches = _batches(tokenizer)
+    for step in range(r.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = r.learning_rate * min((step + 1) / 20, 1.0) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / r.steps)))
+        tokens, labels = next(batches)
+        hidden = model.model(tokens, use_cache=False).last_hidden_state[:, :-1]
+        chosen = labels[:, 1:] != -100
+        logits = model.lm_head(hidden)
+        loss = F.cross_entropy(logits[chosen], labels[:, 1:][chosen])
+        if LM:
+            real = (tokens[:, 1:] != 0) | chosen
+            loss = loss + LM * F.cross_entropy(logits[real], tokens[:, 1:][real])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if __name__ == "__main__" and step % 60 == 0:
+            print(step, round(float(loss.detach()), 3), tokens.shape, flush=True)
+    return model.eval()
+
+
+def recipe_key() -> str:
+    """Changes with this file, the recipe and the libraries that make the weights."""
+    import transformers
+
+    facts = json.dumps([asdict(RECIPE), torch.__version__, transformers.__version__], sort_keys=True)
+    return hashlib.sha256(facts.encode() + Path(__file__).read_bytes()).hexdigest()[:16]
+
+
+def tiny_directory(root: Path) -> Path:
+    """The model's directory below ``root``, trained once however many processes ask for it."""
+    from filelock import FileLock
+
+    target = root / f"tiny-{recipe_key()}"
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            scratch = target.with_suffix(".part")
+            tokenizer = build_tokenizer()
+            pretrain(tokenizer).save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            scratch.replace(target)
+    return target
