@@ -59,7 +59,8 @@ def timed(work: Callable[[], Any]) -> float:
 
 @torch.inference_mode()
 def measure_retain(repeats: int) -> dict[str, Any]:
-    """A switch, what the first pass after it costs on top of a later one, and the adapter's file."""
+    """A switch, what the first pass after it costs on top of a later one (the factors are put together then), passes that alternate
+    between two injections that were kept, and the adapter's file."""
     started = time.perf_counter()
     model = load_model(device="cpu", precision="float32")
     loading = time.perf_counter() - started
@@ -73,6 +74,8 @@ def measure_retain(repeats: int) -> dict[str, Any]:
         injection = inject([(chosen, 1.0)], model.dtype, model.device)
         cold.append(timed(lambda injection=injection: model.hidden(packed, injection)))
         warm.append(timed(lambda injection=injection: model.hidden(packed, injection)))
+    kept = [inject([(chosen, 1.0)], model.dtype) for chosen in (first, second)]
+    alternating = [timed(lambda number=number: model.hidden(packed, kept[number % 2])) for number in range(repeats + 2)][2:]
     with tempfile.TemporaryDirectory() as scratch:
         export_peft(first.half(), Path(scratch), model.name)
         size = (Path(scratch) / WEIGHTS).stat().st_size
@@ -81,6 +84,7 @@ def measure_retain(repeats: int) -> dict[str, Any]:
         "switch": spread(switches),
         "first_pass_after_switch": spread(cold),
         "later_pass": spread(warm),
+        "pass_alternating_between_kept_injections": spread(alternating),
         "first_pass_extra_ms": round(statistics.median(cold) - statistics.median(warm), 3),
         "adapter": {"rank": RANK, "sites": len(first.spec.sites), "parameters": first.parameter_count, "half_precision_file_bytes": size},
     }
@@ -156,6 +160,7 @@ def main() -> None:
         result[part if part in ("retain", "peft") else f"memory_{part}"] = json.loads(output.stdout.splitlines()[-1])
     result["targets"] = {
         "switch_below_1_ms": result["retain"]["switch"]["median_ms"] < 1,
+        "switch_and_first_pass_extra_below_1_ms": result["retain"]["switch"]["median_ms"] + result["retain"]["first_pass_extra_ms"] < 1,
         "file_below_10_MB": result["retain"]["adapter"]["half_precision_file_bytes"] < 10_000_000,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

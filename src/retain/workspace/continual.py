@@ -278,7 +278,7 @@ class ContinualLM:
             "examples": len(examples),
             "tokens": tokens * self.config.learn.epochs,
         }
-        return Update("", 0, "learn", "dry-run", [document.id], "", {"documents": [{"id": document.id}], "plan": plan}, "")
+        return Update("", 0, "learn", "dry-run", [document.id], "", {"documents": [{"id": document.id, "title": document.title}], "plan": plan}, "")
 
     # --- asking --------------------------------------------------------------------------------------------------------------------
 
@@ -601,7 +601,6 @@ class ContinualLM:
         )
 
     def _unchanged(self, document: str, reason: str) -> Update:
-        self._tell(Event("note", reason))
         return Update(self.ledger.document(document).update, 0, "learn", "unchanged", [document], "", {}, reason)
 
     @contextmanager
