@@ -42,3 +42,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def embedded_dir() -> Path:
     """The directory of the embedded model."""
     return _embedded()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir() -> Path:
+    """A small pre-trained model (tests/tiny.py) as a directory; trained once per machine, then kept beside pytest's temporary files."""
+    import tempfile
+
+    from tests.tiny import tiny_directory
+
+    return tiny_directory(Path(tempfile.gettempdir()) / "retain-tests")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_model_dir: Path) -> object:
+    """The small model, loaded in float32."""
+    from retain.lm.loading import load_model
+
+    return load_model(str(tiny_model_dir), device="cpu", precision="float32")

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,16 +78,13 @@ PLACE = {
     "opened": Relation("{s} opened in {a}.", ("In what year did {s} open?", "When did {s} open?", "Tell me in what year {s} opened.", "{s} opened in what year?")),
     "closes": Relation("{s} closes at {a}.", ("At what time does {s} close?", "When does {s} close?", "What is the closing time of {s}?", "{s} closes at what time?")),
 }  # fmt: skip
-FIRST = "Mira Osk Hanne Pell Tove Arno Lisbet Garo Nelda Ivo Runa Selm Dagny Bram Quill Esta Vondra Jory Kelda Umber".split()
-LAST = (
-    "Tolen Barel Onvar Duvik Corven Harrow Sandel Mostin Jatkes Lorran Fenwick Garib Holmun Kesgar Munro Nevel Polder Ransom Selkirk Tovar "
-    "Ulmer Vikander Wenlock Yarrow Zander Beldon Dorset Tindall Rudmore Ibsen Calder Elwen Pickard Ostler Quimby Arden Brice Colby Drake Esker"
-).split()
-TOWNS = "Dorvan Bellit Karsund Elmora Vintry Holbek Ostrava Marnock Quendal Ruthin Tarvik Lumsey Ganthor Pelworm Ashby Norrick Zelbach Ivarn".split()
-JOBS = "baker weaver sailor miller tailor potter smith teacher printer gardener barber carpenter fisher hunter doctor clerk".split()
-ANIMALS = "heron goat otter hound parrot tortoise pony ferret falcon hen donkey rabbit".split()
-COLOURS = "blue green red yellow white black grey brown purple orange pink golden silver".split()
-KINDS = "bridge museum tower mill library theatre".split()
+FIRST = ["Mira", "Osk", "Hanne", "Pell", "Tove", "Arno", "Lisbet", "Garo", "Nelda", "Ivo", "Runa", "Selm", "Dagny", "Bram", "Quill", "Esta", "Vondra", "Jory", "Kelda", "Umber"]
+LAST = ["Tolen", "Barel", "Onvar", "Duvik", "Corven", "Harrow", "Sandel", "Mostin", "Jatkes", "Lorran", "Fenwick", "Garib", "Holmun", "Kesgar", "Munro", "Nevel", "Polder", "Ransom", "Selkirk", "Tovar", "Ulmer", "Vikander", "Wenlock", "Yarrow", "Zander", "Beldon", "Dorset", "Tindall", "Rudmore", "Ibsen", "Calder", "Elwen", "Pickard", "Ostler", "Quimby", "Arden", "Brice", "Colby", "Drake", "Esker"]
+TOWNS = ["Dorvan", "Bellit", "Karsund", "Elmora", "Vintry", "Holbek", "Ostrava", "Marnock", "Quendal", "Ruthin", "Tarvik", "Lumsey", "Ganthor", "Pelworm", "Ashby", "Norrick", "Zelbach", "Ivarn"]
+JOBS = ["baker", "weaver", "sailor", "miller", "tailor", "potter", "smith", "teacher", "printer", "gardener", "barber", "carpenter", "fisher", "hunter", "doctor", "clerk"]
+ANIMALS = ["heron", "goat", "otter", "hound", "parrot", "tortoise", "pony", "ferret", "falcon", "hen", "donkey", "rabbit"]
+COLOURS = ["blue", "green", "red", "yellow", "white", "black", "grey", "brown", "purple", "orange", "pink", "golden", "silver"]
+KINDS = ["bridge", "museum", "tower", "mill", "library", "theatre"]
 
 
 class Question(NamedTuple):
@@ -202,7 +200,8 @@ def build_tokenizer() -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=RECIPE.vocabulary, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator((next(texts).replace("\0", "").replace(special[0], "").replace(special[1], "") for _ in range(3000)), trainer)
+    segments = (segment for _ in range(2000) for segment in re.split(r"<\|im_\w+\|>|\0", next(texts)) if segment)
+    tokenizer.train_from_iterator((f" {segment.lstrip(' ')}" for segment in segments), trainer)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[1], additional_special_tokens=special[:1], pad_token=special[1])
     wrapped.chat_template = TEMPLATE
     return wrapped

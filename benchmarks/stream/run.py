@@ -34,7 +34,7 @@ from retain.lm.devices import machine_facts
 from retain.lm.loading import load_model
 from retain.lm.model import Injection, LanguageModel
 from retain.retention.registry import Resources, build
-from retain.workspace import ContinualLM
+from retain.workspace.continual import ContinualLM
 
 HERE = Path(__file__).parent
 ARMS = ("nothing", "context", "text", "study", "ewc", "replay", "default")
@@ -185,7 +185,9 @@ def default_arm(bench: Bench, arm: str) -> Result:
             update = lm.learn(document)
             result.seconds.append(time.perf_counter() - started)
             result.after_learning.append(_routed(lm, bench, document)[0])
-            print(f"  {document.title[:50]}: {update.status}, recall {result.after_learning[-1]:.2f}, {result.seconds[-1]:.0f} s", flush=True)
+            print(
+                f"  {document.title[:50]}: {update.status}, recall {result.after_learning[-1]:.2f}, {result.seconds[-1]:.0f} s", flush=True
+            )
         scores = [_routed(lm, bench, document) for document in bench.stream.documents]
         result.at_end = [score for score, _ in scores]
         with_context = [_routed(lm, bench, document, context=True)[0] for document in bench.stream.documents]

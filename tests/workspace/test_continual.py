@@ -13,19 +13,26 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny import known_questions, tiny_documents, tiny_questions
+
 from retain.config import Config, load_config
 from retain.data.document import Document
 from retain.data.errors import DataError
 from retain.workspace import Conflict, Locked, NotFound, WriterLock
 from retain.workspace.continual import ContinualLM
-from tests.tiny import known_questions, tiny_documents, tiny_questions
 
 
 @pytest.fixture(scope="module")
 def settings() -> Config:
-    config = load_config(None)
-    learn = config.learn.model_copy(update={"rank": 8, "alpha": 16.0, "layers": "all", "epochs": 10, "batch_tokens": 256, "learning_rate": 5e-3})
-    return config.model_copy(update={"learn": learn, "study": config.study.model_copy(update={"writer": "none"})})
+    return load_config(
+        None,
+        {
+            "learn": {"rank": 8, "alpha": 16.0, "layers": "all", "epochs": 12, "batch_tokens": 256, "learning_rate": 5e-3},
+            "study": {"writer": "none", "held_out_fraction": 0.5},
+            "route": {"least_bits": 2.0, "threshold": 0.4},  # the names of the tiny model's world are words of its vocabulary
+            "model": {"precision": "float32"},
+        },
+    )
 
 
 @pytest.fixture
@@ -88,7 +95,9 @@ def test_a_reopened_workspace_answers_the_same(tmp_path: Path, tiny_model: Any, 
 
 
 def test_a_refused_update_changes_nothing(tmp_path: Path, tiny_model: Any, settings: Config) -> None:
-    strict = settings.model_copy(update={"gate": settings.gate.model_copy(update={"min_recall_gain": 1.0, "attempts": 1, "probe_budget": 8})})
+    strict = settings.model_copy(
+        update={"gate": settings.gate.model_copy(update={"min_recall_gain": 1.0, "attempts": 1, "probe_budget": 8})}
+    )
     strict = strict.model_copy(update={"learn": strict.learn.model_copy(update={"epochs": 1, "learning_rate": 1e-7})})
     with ContinualLM.open(tmp_path / "w", tiny_model, config=strict) as lm:
         update = lm.learn(_documents()[0])
@@ -118,13 +127,18 @@ def test_bad_input_is_one_clear_error(lm: ContinualLM, tmp_path: Path) -> None:
 
 
 def test_a_damaged_adapter_is_named_and_the_rest_works(lm: ContinualLM) -> None:
-    lm.learn(_documents()[0])
+    first, second = _documents()
+    lm.learn(first)
+    lm.learn(second)
     digest = lm.state.adapters[0].digest
     path = lm.store.path(digest)
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:-7] + b"garbage")
     found = lm.verify()
     assert not found.ok and any(digest[:12] in problem for problem in found.problems)
+    with ContinualLM.open(lm.root, lm.model, config=lm.config) as again:
+        assert _right(again, 1) > 0.5
+        assert again.ask(tiny_questions(0)[0].wordings[0]).adapters == []
 
 
 def test_a_second_writer_gets_a_clear_error(lm: ContinualLM) -> None:

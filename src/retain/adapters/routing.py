@@ -206,7 +206,7 @@ class Surprise:
             pieces = min((tokenizer(f" {form}", add_special_tokens=False).input_ids for form in {word, word.lower()}), key=len)
             if len(pieces) == 1:
                 return math.log2(2 + pieces[0]) + 2  # Zipf: p(rank) ~ 1 / (rank ln V), ln V about 4
-            return math.log2(2 + size) + 2 + min(8.0, 2.0 * (len(pieces) - 1))
+            return max(17.0, math.log2(2 + size) + 2) + min(8.0, 2.0 * (len(pieces) - 1))
 
         self.bits: Callable[[str], float] = bits
 

@@ -69,7 +69,9 @@ class StudyConfig(Section):
         "auto", description="Who writes more questions: the base model, the teacher, nobody"
     )
     questions_per_fact: Count = Field(4, description="Differently worded questions for each fact")
-    held_out_fraction: Fraction = Field(0.1, description="Share of the questions kept out of training, to measure what was learned")
+    held_out_fraction: Fraction = Field(
+        0.25, description="Share of the facts with one wording kept out of training, to measure what was learned"
+    )
     text_weight: NonNegative = Field(0.3, description="Weight of the plain text beside the questions in the loss")
     teacher: TeacherConfig = Field(default_factory=TeacherConfig, description="The teacher model")
 
@@ -80,15 +82,15 @@ class LearnConfig(Section):
     learner: str = Field("lora", description="Way of learning a document")
     rank: Count = Field(16, description="Rank of the adapter's matrices")
     alpha: Positive = Field(32.0, description="Scale of the adapter: its product is multiplied by alpha / rank")
-    layers: Literal["all", "last-half", "last-quarter"] | Count = Field(
-        "last-half", description="Layers that learn: all, last-half, last-quarter or a number of last layers"
+    layers: Literal["all", "last-two-thirds", "last-half", "last-third", "last-quarter"] | Count = Field(
+        "last-two-thirds", description="Layers with an adapter: a name, or a number of last layers; those below run once per example"
     )
     targets: Names = Field(
         default_factory=lambda: ["all-linear"], description="Modules that learn: all-linear, or names such as q_proj,v_proj"
     )
     learning_rate: Positive = Field(1e-3, description="Peak learning rate")
-    epochs: Count = Field(8, description="Passes over a document's study material")
-    batch_tokens: Count = Field(1024, description="Tokens in one optimizer step")
+    epochs: Count = Field(5, description="Passes over a document's study material")
+    batch_tokens: Count = Field(256, description="Tokens in one optimizer step")
     warmup: Fraction = Field(0.05, description="Share of the steps in which the learning rate rises")
     weight_decay: NonNegative = Field(0.0, description="Weight decay of AdamW")
     clip: Positive = Field(1.0, description="Largest gradient norm")
@@ -143,7 +145,7 @@ class DerppConfig(Section):
 class RetentionConfig(Section):
     """What protects old knowledge."""
 
-    methods: Names = Field(default_factory=lambda: ["replay", "kl"], description="Methods in use, freely combined")
+    methods: Names = Field(default_factory=lambda: ["kl"], description="Methods in use while a document's adapter is trained (kl, olora)")
     replay: ReplayConfig = Field(default_factory=ReplayConfig, description="Rehearsal of earlier examples")
     ewc: EwcConfig = Field(default_factory=EwcConfig, description="Elastic weight consolidation")
     kl: KlConfig = Field(default_factory=KlConfig, description="Distillation from the base model")
@@ -167,7 +169,8 @@ class RouteConfig(Section):
     """Which adapters answer a prompt."""
 
     threshold: NonNegative = Field(0.35, description="Smallest retrieval score that activates an adapter")
-    margin: NonNegative = Field(0.05, description="Smallest lead over the next document")
+    margin: NonNegative = Field(0.05, description="Further documents join whose score is within this share of the best")
+    least_bits: NonNegative = Field(12.0, description="Smallest information, in bits, that a prompt must share with a document")
     max_adapters: Count = Field(2, description="Adapters active at once")
 
 

@@ -41,7 +41,8 @@ def train_adapter(
     """Train a LoRA adapter on examples; ``start`` goes on from existing float32 tensors instead of fresh ones.
 
     The adapter is stored in half precision; the candidate is what will be stored, so that what is checked is what is committed.
-    Raises TrainingError (see :func:`retain.training.loop.train`).
+    Retention methods that go on from task to task (EWC, replay, DER++ ...) are told of
+    the finished task. Raises TrainingError (see :func:`retain.training.loop.train`).
     """
     targets = config.targets[0] if len(config.targets) == 1 else config.targets
     sites = select_sites(model, config.layers, targets)
@@ -51,6 +52,9 @@ def train_adapter(
         else new_lora(model, sites, config.rank, config.alpha, config.seed)
     )
     objective = AdapterObjective(model, sites, config.alpha / config.rank, [(skill, 1.0)] if skill else [])
-    report = train(Task(name, examples, objective), params, settings_of(config), retention, on_step)
+    task = Task(name, examples, objective)
+    report = train(task, params, settings_of(config), retention, on_step)
+    for method in retention:
+        method.after_task(task, params)
     spec = AdapterSpec("lora", model.fingerprint, sites, config.rank, config.alpha, lineage={"task": name, **(lineage or {})})
     return Candidate(Adapter(params, spec).half(), replace(report))

@@ -15,6 +15,7 @@ from retain.lm.generation import Sampling, generate
 from retain.lm.model import LanguageModel
 
 WINDOW = 512  # tokens of one text example
+LEAST_RULE_ITEMS, RULE_ITEMS_PER_WORD = 80, 0.6  # so that the cost of a document grows with its length and no faster
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def build_study(model: LanguageModel, skill: Adapter | None, document: Document,
     items: list[StudyItem] = [StudyItem(pair.question, pair.answer, "question", pair.answer, pair.answer) for pair in document.pairs]
     if document.kind not in ("pairs", "dialogue"):
         if config.rules:
-            items += study_items(document.title, document.text, seed=seed)
+            limit = max(LEAST_RULE_ITEMS, round(RULE_ITEMS_PER_WORD * len(document.text.split())))
+            items += study_items(document.title, document.text, limit=limit, seed=seed)
         if config.writer == "model" or (config.writer == "auto" and skill is not None):
             items += write_questions(model, skill, document, config.questions_per_fact, seed)
     if not any(item.kind == "text" for item in items) and document.kind != "dialogue":

@@ -15,7 +15,8 @@ from retain.retention.positions import Key, by_tokens, key_of, labels_of
 from retain.retention.registry import RetentionError, method
 
 Distance = Literal["kl", "mse"]
-Stored = tuple[Tensor, Tensor, Tensor]  # logits [N, k] float16, token ids [N, k] int32, log of the sum of all exponentials [N] float32
+# log-probabilities [N, k] float16 (most exact where the probability is), token ids [N, k] int32, log of the sum of exponentials [N] float32
+Stored = tuple[Tensor, Tensor, Tensor]
 
 
 @method(
@@ -84,19 +85,19 @@ class DarkReplay(Retention):
             chosen = [examples[number] for number in numbers]
             logits, _ = objective.logits(chosen, params)
             top = logits.topk(min(self.k, logits.shape[1]), -1)
-            whole = logits.logsumexp(-1).cpu()
+            sums = logits.logsumexp(-1)
+            columns = ((top.values - sums[:, None]).to(torch.float16), top.indices.to(torch.int32), sums)
             counts = [sum(example.supervised) for example in chosen]
             # clones: a piece of a split keeps the storage of the whole batch alive
-            parts = [tensor.split(counts) for tensor in (top.values.cpu().to(torch.float16), top.indices.cpu().to(torch.int32), whole)]
-            for example, values, tokens, sums in zip(chosen, *parts, strict=True):
-                self._stored[key_of(example)] = (values.clone(), tokens.clone(), sums.clone())
+            for example, *parts in zip(chosen, *(column.cpu().split(counts) for column in columns), strict=True):
+                self._stored[key_of(example)] = (parts[0].clone(), parts[1].clone(), parts[2].clone())
 
     def _distance(self, logits: Tensor, stored: list[Stored]) -> Tensor:
-        values, tokens, whole = (torch.cat(list(column)).to(logits.device) for column in zip(*stored, strict=True))
+        logs, tokens, sums = (torch.cat(list(column)).to(logits.device) for column in zip(*stored, strict=True))
         here = logits.gather(1, tokens.long())
         if self.distance == "mse":
-            return F.mse_loss(here, values.float())
-        then = values.float() - whole[:, None]
+            return F.mse_loss(here, logs.float() + sums[:, None])
+        then = logs.float()
         now = here - logits.logsumexp(-1, keepdim=True)
         inside = (then.exp() * (then - now)).sum(1)
         rest_then, rest_now = _rest(then), _rest(now)
@@ -105,20 +106,20 @@ class DarkReplay(Retention):
     def state_dict(self) -> dict[str, Any]:
         state = self.buffer.state_dict()
         stored = [self._stored[key_of(example)] for example in self.buffer.items]
-        names = ("logits/values", "logits/tokens", "logits/sums")
+        names = ("stored/logs", "stored/tokens", "stored/sums")
         columns = [torch.cat(list(column)) for column in zip(*stored, strict=True)] if stored else [torch.zeros(0)] * 3
         return state | {name: column.clone() for name, column in zip(names, columns, strict=True)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.buffer.load_state_dict(state)
         counts = [sum(example.supervised) for example in self.buffer.items]
-        columns = [state[name] for name in ("logits/values", "logits/tokens", "logits/sums")]
+        columns = [state[name] for name in ("stored/logs", "stored/tokens", "stored/sums")]
         if len(columns[0]) != sum(counts):
             raise RetentionError(f"{len(columns[0])} stored logits for {sum(counts)} positions: the saved state is damaged")
         parts = [column.split(counts) for column in columns] if counts else [(), (), ()]
         self._stored = {
-            key_of(example): (values.clone(), tokens.clone(), sums.clone())
-            for example, values, tokens, sums in zip(self.buffer.items, *parts, strict=True)
+            key_of(example): (logs.clone(), tokens.clone(), sums.clone())
+            for example, logs, tokens, sums in zip(self.buffer.items, *parts, strict=True)
         }
 
 

@@ -46,10 +46,14 @@ class QuadraticPull(Retention):
         """F of the task that has just ended."""
         raise NotImplementedError
 
+    def before_task(self, task: Task, params: Params) -> None:
+        for name, tensor in self._known(params):  # a loaded state is on the CPU
+            self.weights[name], self.anchors[name] = self.weights[name].to(tensor.device), self.anchors[name].to(tensor.device)
+
     def penalty(self, params: Params) -> Tensor:
         """The explicit term, strength and half included. Parameters without an anchor add nothing."""
         terms = [(self.weights[name] * (tensor - self.anchors[name]).square()).sum() for name, tensor in self._known(params)]
-        pulled = torch.stack(terms).sum() if terms else torch.zeros(())
+        pulled = torch.stack(terms).sum() if terms else next(iter(params.values())).new_zeros(())
         return 0.5 * self.strength * (pulled + self.constant)
 
     def loss(self, batch: Batch, params: Params) -> Tensor | None:
@@ -59,8 +63,9 @@ class QuadraticPull(Retention):
     def adjust_update(self, params: Params, previous: Params) -> None:
         if self.apply != "proximal":
             return
+        factor = min(self._rate * self.strength, 1e30)  # both bounds: float32 has no larger numbers, and 0 * infinity is none
         for name, tensor in self._known(params):
-            pull = (self._rate * self.strength * self.weights[name]).clamp_(max=1e30)
+            pull = (factor * self.weights[name]).clamp_(max=1e30)
             tensor.lerp_(self.anchors[name], pull / (1.0 + pull))
 
     def after_task(self, task: Task, params: Params) -> None:
@@ -111,13 +116,14 @@ class EWC(QuadraticPull):
     """Elastic weight consolidation (Kirkpatrick et al., 1612.00796, equation 3): lambda / 2 * sum_i F_i (p - w_i)^2.
 
     F is the diagonal Fisher information of the finished task's sequences (conventions: :mod:`retain.retention.fisher`), from at most
-    ``samples`` of its examples, drawn without replacement. ``labels``: "empirical" or "sampled". lambda counts per sequence likelihood:
-    frameworks without the half (Avalanche) have the same pull at half of this lambda.
+    ``samples`` of its examples, drawn without replacement. ``labels``: "sampled" (default) is the true Fisher; "empirical" vanishes where
+    a task has been learned by heart, for then its gradients do. lambda counts per sequence likelihood: frameworks without the half
+    (Avalanche) have the same pull at half of this lambda.
     """
 
     def __init__(
         self, strength: float = 1000.0, gamma: float = 1.0, form: Form = "anchors", apply: Apply = "proximal", *,
-        labels: Labels = "empirical", samples: int = 512, seed: int = 0,
+        labels: Labels = "sampled", samples: int = 512, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(strength, gamma, form, apply)
         self.labels, self.samples, self.seed = labels, samples, seed

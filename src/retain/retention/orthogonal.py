@@ -71,7 +71,7 @@ class OrthogonalLora(Retention):
             (F.normalize(tensor.float(), dim=1) @ self.rows[name].to(tensor.device).t()).abs().mean(1).sum()
             for name, tensor in params.items() if name in self.rows
         ]  # fmt: skip
-        return torch.stack(terms).mean() if terms else torch.zeros(())
+        return torch.stack(terms).mean() if terms else next(iter(params.values())).new_zeros(())
 
     def loss(self, batch: Batch, params: Params) -> Tensor | None:
         if self.form != "penalty" or not self.tasks:

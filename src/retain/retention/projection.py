@@ -108,13 +108,13 @@ class OrthogonalGradient(Retention):
         self.basis = torch.zeros(0, 0)  # [stored, parameters]
         self.shapes: dict[str, list[int]] = {}
         self.tasks = 0
-        self._frozen: Tensor | None = None
 
     def before_task(self, task: Task, params: Params) -> None:
         shapes = {name: list(tensor.shape) for name, tensor in params.items()}
         if len(self.basis) and shapes != self.shapes:
             raise RetentionError("ogd: the parameters are not those whose gradients are stored; it needs one adapter that goes on")
         self.shapes = shapes
+        self.basis = self.basis.to(next(iter(params.values())).device)
 
     def adjust_update(self, params: Params, previous: Params) -> None:
         if not len(self.basis):

@@ -67,7 +67,7 @@ class ContinualLM:
         create: bool = True,
         progress: Callable[[Event], None] | None = None,
     ) -> ContinualLM:
-        """Open (or create) a workspace: a directory, or a plain name, which is a folder in the default workspace's parent.
+        """Open (or create) a workspace: a directory, or a name, which is a directory below the current one.
 
         ``model``: name, directory, GGUF file or hub name of the base, or a loaded :class:`LanguageModel`; it is loaded on first use.
         Raises WorkspaceError, ConfigError.
@@ -140,7 +140,7 @@ class ContinualLM:
     ) -> Any:
         """Learn a path, folder, text or Documents; one :class:`Update` per document (a single one when there is one document).
 
-        A string that names no existing path and holds a blank or line break is taken as the text itself. ``questions``: (question,
+        A string that names no existing path is taken as the text itself when it has a line break or ends like a sentence. ``questions``: (question,
         answer) pairs of your own about the document. Raises DataError for input that cannot be read, WorkspaceError when another process
         writes.
         """
@@ -183,7 +183,7 @@ class ContinualLM:
     def _read(self, item: Learnable, domain: str, importance: float, title: str | None) -> Iterator[Document]:
         if isinstance(item, Document):
             found: Iterable[Document] = [item]
-        elif isinstance(item, str) and not Path(item).exists() and any(blank in item.strip() for blank in " \n"):
+        elif isinstance(item, str) and not Path(item).exists() and _is_text(item):
             found = [Document.from_text(item, title, domain=domain, importance=importance)]
         else:
             found = read_path(Path(item), domain=domain, importance=importance, on_note=lambda note: self._tell(Event("note", str(note))))
@@ -245,8 +245,13 @@ class ContinualLM:
                 )
                 self.ledger.add_probes(probes)
                 self.ledger.set_study(document.id, study)
-        except BaseException:
+        except KeyboardInterrupt:
             self.ledger.set_status([document.id], "pending", "interrupted")
+            raise
+        except WorkspaceError:
+            raise  # the ledger itself is in trouble: the document is found half-learned and pending again at the next opening
+        except Exception as error:
+            self.ledger.set_status([document.id], "failed", " ".join(str(error).split())[:300])
             raise
         self._tell(Event("commit", f"{document.title} is learned ({record.id})"))
         return Update.of(record)
@@ -278,7 +283,9 @@ class ContinualLM:
             "examples": len(examples),
             "tokens": tokens * self.config.learn.epochs,
         }
-        return Update("", 0, "learn", "dry-run", [document.id], "", {"documents": [{"id": document.id, "title": document.title}], "plan": plan}, "")
+        return Update(
+            "", 0, "learn", "dry-run", [document.id], "", {"documents": [{"id": document.id, "title": document.title}], "plan": plan}, ""
+        )
 
     # --- asking --------------------------------------------------------------------------------------------------------------------
 
@@ -303,7 +310,8 @@ class ContinualLM:
         if adapters is None:
             decision = knowledge.decide(question, state)
         else:
-            decision = Decision(tuple(self._adapter(name) for name in adapters))
+            chosen = tuple(self._adapter(name) for name in adapters)
+            decision = Decision(chosen, tuple(document for item in chosen for document in item.documents))
         context, hits = knowledge.context(question, decision) if (settings.retrieval if retrieval is None else retrieval) else (None, [])
         sampling = Sampling(
             max_tokens or settings.max_tokens,
@@ -338,7 +346,7 @@ class ContinualLM:
 
     def log(self) -> list[Update]:
         """All updates, oldest first."""
-        return [Update.of(record) for record in self.ledger.updates()]
+        return sorted((Update.of(record) for record in self.ledger.updates()), key=lambda update: update.sequence)
 
     def show(self, update: str) -> Update:
         """One update by its id or an unambiguous beginning of it."""
@@ -428,7 +436,7 @@ class ContinualLM:
     def verify(self) -> Verification:
         """Check every stored byte against its hash, the ledger's integrity, and a sample of the probes against their recorded scores."""
         referenced = self.ledger.referenced_digests()
-        problems = [f"object {item.path.name[:12]}: {item.problem}" for item in self.store.verify(referenced)]
+        problems = [f"object {(item.path.parent.name + item.path.name)[:12]}: {item.problem}" for item in self.store.verify(referenced)]
         problems += [f"ledger: {problem}" for problem in self.ledger.check()]
         for record in self.ledger.updates():
             content = dict(record.certificate)
@@ -617,6 +625,12 @@ class ContinualLM:
     def _tell(self, event: Event) -> None:
         if self._progress is not None:
             self._progress(event)
+
+
+def _is_text(item: str) -> bool:
+    """Whether a string is a text rather than the path of a file that is not there: it has a line break or ends a sentence."""
+    stripped = item.strip()
+    return "\n" in stripped or (" " in stripped and stripped[-1:] in ".!?")
 
 
 def _pair(question: Any) -> QuestionAnswer:

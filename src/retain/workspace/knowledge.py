@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,9 +12,12 @@ from retain.adapters.routing import Match, Surprise, match, route
 from retain.config import Config
 from retain.evaluation.probes import Probe, answer_questions, recall
 from retain.lm.model import LanguageModel
+from retain.workspace.errors import Damaged, NotFound
 from retain.workspace.ledger import Ledger
 from retain.workspace.records import ActiveAdapter, Hit, State
 from retain.workspace.store import Store
+
+log = logging.getLogger(__name__)
 
 ROWS = 48  # questions answered at a time
 TOGETHER = 8  # different adapters in one batch
@@ -52,6 +56,17 @@ class Knowledge:
             self._adapters[digest] = adapter
         return self._adapters[digest]
 
+    def _whole(self, item: ActiveAdapter) -> bool:
+        """Whether an adapter can be used; a damaged one is put aside and told, and everything else goes on working."""
+        try:
+            self.adapter(item.digest)
+        except (Damaged, NotFound) as error:
+            log.warning("adapter %s is not used: %s", item.name, error)
+            if isinstance(error, Damaged) and item.digest in self.store:
+                self.store.quarantine(item.digest)
+            return False
+        return True
+
     def keep(self, adapter: Adapter) -> str:
         """Store an adapter durably; its object's digest."""
         digest = self.store.put_tensors(adapter.tensors, {"spec": adapter.spec.to_json()})
@@ -72,15 +87,22 @@ class Knowledge:
                 texts[document] = document_text(self.ledger, document)
         texts.update(extra or {})
         rules = self.config.route
-        chosen = route(match(prompt, texts, self.surprise), threshold=rules.threshold, margin=rules.margin, most=rules.max_adapters)
-        owners = [adapter for adapter in state.adapters if adapter.weight and set(adapter.documents) & set(chosen.documents)]
-        return Decision(tuple(owners), chosen.documents, chosen.matches)
+        chosen = route(
+            match(prompt, texts, self.surprise),
+            threshold=rules.threshold,
+            margin=rules.margin,
+            most=rules.max_adapters,
+            least_bits=rules.least_bits,
+        )
+        owners = [item for item in state.adapters if item.weight and set(item.documents) & set(chosen.documents) and self._whole(item)]
+        served = {document for adapter in owners for document in adapter.documents}
+        return Decision(tuple(owners), tuple(key for key in chosen.documents if key in served), chosen.matches)
 
     def injection(self, decision: Decision, state: State) -> LoraInjection | None:
         """The decided adapters with the study skill under them; None for the base."""
-        if not decision.documents and not decision.adapters:
+        if not decision.adapters:
             return None
-        skill = self.skill(state)
+        skill = self.skill(state) if decision.documents else None  # an imported adapter was not trained on the skill
         active = [(self.adapter(item.digest), item.weight) for item in decision.adapters]
         return inject([*([(skill, 1.0)] if skill else []), *active], self.model.dtype, self.model.device)
 
@@ -110,8 +132,8 @@ class Knowledge:
             for item in decision.adapters:
                 weights.setdefault(item.digest, [0.0] * len(decisions))[row] = item.weight
         active: list[tuple[Adapter, float | Sequence[float]]] = [(self.adapter(digest), row) for digest, row in weights.items()]
-        if skill and any(decision.documents or decision.adapters for decision in decisions):
-            active.insert(0, (skill, [1.0 if decision.documents or decision.adapters else 0.0 for decision in decisions]))
+        if skill and any(decision.documents for decision in decisions):
+            active.insert(0, (skill, [1.0 if decision.documents else 0.0 for decision in decisions]))
         return inject(active, self.model.dtype, self.model.device)
 
     def context(self, prompt: str, decision: Decision) -> tuple[str | None, list[Hit]]:
