@@ -29,7 +29,7 @@ def test_defaults_are_valid_and_every_key_is_explained(user: Path) -> None:
     config = load_config()
     assert config == Config()
     assert (config.model.name, config.learn.rank, config.learn.learning_rate) == ("smollm2-135m-instruct", 16, 1e-3)
-    assert (config.retention.methods, config.retention.ewc.strength) == (["replay", "kl"], 1000.0)
+    assert (config.retention.methods, config.retention.ewc.strength) == (["kl"], 1000.0)
     assert all(row.help and row.source == "default" and row.value is not ... for row in describe(config))
     assert len({row.key for row in describe(config)}) == len(describe(config)) > 45
 

@@ -114,7 +114,7 @@ class Adapter:
 
 
 def select_sites(model: LanguageModel, layers: str | int = "all", targets: str | Iterable[str] = "all-linear") -> tuple[str, ...]:
-    """Sites for a LoRA adapter. ``layers``: "all", "last-two-thirds", "last-half", "last-third", "last-quarter" or the number of last layers;
+    """Sites for a LoRA adapter. ``layers``: "all", "last-two-thirds", "last-half", "last-third", "last-quarter" or a number;
     ``targets``: "all-linear" or module names ("q_proj", "down_proj", "c_attn" ...). Raises AdapterError when nothing matches."""
     shares = {"all": 1.0, "last-two-thirds": 2 / 3, "last-half": 0.5, "last-third": 1 / 3, "last-quarter": 0.25}
     if isinstance(layers, str) and layers not in shares:

@@ -140,9 +140,9 @@ class ContinualLM:
     ) -> Any:
         """Learn a path, folder, text or Documents; one :class:`Update` per document (a single one when there is one document).
 
-        A string that names no existing path is taken as the text itself when it has a line break or ends like a sentence. ``questions``: (question,
-        answer) pairs of your own about the document. Raises DataError for input that cannot be read, WorkspaceError when another process
-        writes.
+        A string that names no existing path is taken as the text itself when it has a line break or ends like a sentence.
+        ``questions``: (question, answer) pairs of your own about the document; they are trained on. Raises DataError for input that
+        cannot be read, WorkspaceError when another process writes.
         """
         many = [what] if isinstance(what, (str, Path, Document)) else list(what)
         updates = self.learn_all(many, domain=domain, importance=importance, title=title, questions=questions, dry_run=dry_run)
