@@ -29,7 +29,7 @@ def test_defaults_are_valid_and_every_key_is_explained(user: Path) -> None:
     config = load_config()
     assert config == Config()
     assert (config.model.name, config.learn.rank, config.learn.learning_rate) == ("smollm2-135m-instruct", 16, 1e-3)
-    assert (config.retention.methods, config.retention.ewc.strength) == (["kl"], 1000.0)
+    assert (config.retention.methods, config.retention.ewc.strength) == ([], 1000.0)
     assert all(row.help and row.source == "default" and row.value is not ... for row in describe(config))
     assert len({row.key for row in describe(config)}) == len(describe(config)) > 45
 
@@ -80,7 +80,9 @@ def test_numbers_are_numbers(user: Path) -> None:
         ("learn: {rank: 0}", "learn.rank: must be greater than or equal to 1, not 0"),
         ("learn: {rank: two}", "learn.rank: must be a valid integer"),
         ("learn: {learning_rate: .nan}", "learn.learning_rate: must be a finite number"),
-        ("learn: {layers: some}", "learn.layers: must be 'all', 'last-two-thirds', 'last-half', 'last-third' or 'last-quarter' or must be a valid integer"),
+        (
+            "learn: {layers: some}",
+            "learn.layers: must be 'all', 'last-two-thirds', 'last-half', 'last-third' or 'last-quarter' or must be a valid integer"),
         ("retention: {ewc: {lambda: -1}}", "retention.ewc.lambda: must be greater than or equal to 0, not -1"),
         ("model: {device: gpu}", "model.device: must be 'auto', 'cpu', 'cuda' or 'mps', not 'gpu'"),
         ("learn: 5", "learn: must hold `key: value` entries"),

@@ -6,9 +6,10 @@ import pytest
 import torch
 from tests.retention.tiny import SCALE, noisy, objective_of, ragged, table, tiny_model, tiny_params
 
-from retain.adapters import Adapter, AdapterSpec, select_sites
+from retain.adapters import Adapter, AdapterSpec, new_lora, select_sites
 from retain.retention.base import Params
 from retain.retention.fisher import Labels, fisher_by_loop, fisher_information
+from retain.training.objective import AdapterObjective
 
 
 def assert_close(found: Params, expected: Params) -> None:
@@ -66,6 +67,22 @@ def test_a_single_site_of_a_fused_group(target: str) -> None:
     whole = {name: zero[name] for name in zero if name.startswith("model.layers.1.") and any(part in name for part in group)} | both
     reference = fisher_by_loop(objective_of(model, whole), ragged(), whole).diagonal
     assert_close(found, {name: reference[name] for name in both})
+
+
+def test_through_transformers_with_padding() -> None:
+    """The bridge pads its batches: padded tokens add nothing."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from retain.lm.bridge import TransformersLM
+
+    config = GPT2Config(vocab_size=48, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    model = TransformersLM(GPT2LMHeadModel(config).eval(), None, name="gpt2")
+    sites = select_sites(model)
+    params = noisy(new_lora(model, sites, 4, SCALE * 4, 0))
+    objective = AdapterObjective(model, sites, SCALE)
+    found = fisher_information(objective, ragged(9), params, batch_tokens=60)
+    assert_close(found.diagonal, fisher_by_loop(objective, ragged(9), params).diagonal)
 
 
 def test_the_squared_gradient_of_a_batch_is_something_else() -> None:

@@ -104,7 +104,7 @@ def test_diversity_keeps_a_broader_selection_than_chance() -> None:
     for strategy in ("reservoir", "diversity"):
         counts = []
         for seed in range(10):
-            buffer = ReplayBuffer(16, strategy, seed)  # type: ignore[arg-type]
+            buffer = ReplayBuffer(16, strategy, seed)
             buffer.add(stream, "t0")
             counts.append(sum(item in others for item in buffer.items))
         kept[strategy] = float(np.mean(counts))

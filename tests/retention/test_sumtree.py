@@ -56,7 +56,7 @@ def test_the_order_of_draws_is_distributed_as_numpys() -> None:
     def distance(draws: list[tuple[int, ...]]) -> tuple[float, int]:
         """Pearson's statistic over the triples that are expected at least five times, and their number."""
         triples = [(a, b, c) for a in range(6) for b in range(6) for c in range(6) if len({a, b, c}) == 3]
-        counts = dict.fromkeys(triples, 0)
+        counts: dict[tuple[int, ...], int] = dict.fromkeys(triples, 0)
         for draw in draws:
             counts[draw] += 1
         frequent = [triple for triple in triples if exact(triple) * rounds >= 5]

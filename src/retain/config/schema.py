@@ -145,7 +145,10 @@ class DerppConfig(Section):
 class RetentionConfig(Section):
     """What protects old knowledge."""
 
-    methods: Names = Field(default_factory=lambda: ["kl"], description="Methods in use while a document's adapter is trained (kl, olora)")
+    methods: Names = Field(
+        default_factory=list,
+        description="Methods in use while a document's adapter is trained (kl, olora); after a refused try kl is added",
+    )
     replay: ReplayConfig = Field(default_factory=ReplayConfig, description="Rehearsal of earlier examples")
     ewc: EwcConfig = Field(default_factory=EwcConfig, description="Elastic weight consolidation")
     kl: KlConfig = Field(default_factory=KlConfig, description="Distillation from the base model")

@@ -227,7 +227,7 @@ class ContinualLM:
             state = self._with_skill(self.state)
             budget = self.config.gate.probe_budget
             old = self.ledger.sample_probes(budget, self.config.learn.seed, exclude=[document.id]) if budget else []
-            outcome = transaction.learn_document(knowledge, document, state, self.config, self._general_examples(), old, self._tell)
+            outcome = transaction.learn_document(knowledge, document, state, self.config, self._general_examples, old, self._tell)
             study = self.store.put(outcome.study.to_json())
             if outcome.refusal:
                 self.ledger.set_study(document.id, study)
@@ -265,8 +265,6 @@ class ContinualLM:
         return state if skill is None else replace(state, objects={**state.objects, "skill": self.knowledge.keep(skill)})
 
     def _general_examples(self) -> list[Example]:
-        if "kl" not in self.config.retention.methods or not self.config.retention.kl.weight:
-            return []
         if self._general is None:
             self._general = transaction.general_examples(self.model)
         return self._general

@@ -33,7 +33,8 @@ Tell = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Attempt:
-    """How one try protects what is known: multipliers on the KL weight, the learning rate and the finished adapter's scale."""
+    """How one try protects what is known: multipliers on the KL weight (above 1, KL is added where it is not configured), the
+    learning rate and the finished adapter's scale."""
 
     kl: float = 1.0
     learning_rate: float = 1.0
@@ -80,7 +81,13 @@ def document_chunks(model: Any, document: Document) -> tuple[Chunk, ...]:
 
 
 def learn_document(
-    knowledge: Knowledge, document: Document, state: State, config: Config, general: Sequence[Example], old: Sequence[Any], tell: Tell
+    knowledge: Knowledge,
+    document: Document,
+    state: State,
+    config: Config,
+    general: Callable[[], Sequence[Example]],
+    old: Sequence[Any],
+    tell: Tell,
 ) -> Outcome:
     """Learn one document as a candidate and check it. ``old``: stored probes of earlier documents (with baselines). Writes nothing
     but the candidate's object to the store."""
@@ -128,7 +135,7 @@ def _train(
     config: Config,
     attempt: Attempt,
     skill: Adapter | None,
-    general: Sequence[Example],
+    general: Callable[[], Sequence[Example]],
     state: State,
     tell: Tell,
 ) -> Candidate:
@@ -136,8 +143,9 @@ def _train(
     protection = config.retention.model_copy(
         update={"kl": config.retention.kl.model_copy(update={"weight": config.retention.kl.weight * attempt.kl})}
     )
-    earlier = [knowledge.adapter(item.digest).tensors for item in state.adapters] if "olora" in protection.methods else []
-    methods = build(protection.methods, protection, Resources(general, earlier, config.learn.seed))
+    names = [*protection.methods, *(["kl"] if attempt.kl > 1 and "kl" not in protection.methods else [])]
+    earlier = [knowledge.adapter(item.digest).tensors for item in state.adapters] if "olora" in names else []
+    methods = build(names, protection, Resources(general() if "kl" in names else (), earlier, config.learn.seed))
 
     def on_step(progress: Progress) -> None:
         rate = progress.tokens / max(progress.seconds, 1e-9)

@@ -1,0 +1,26 @@
+"""``python -m benchmarks``: the benchmarks that take minutes, one after another; ``python -m benchmarks NAME`` runs one.
+
+``stream`` takes much longer and runs only by name.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+QUICK = ("replay_sampling", "fisher", "adapters")
+ALL = {**{name: f"benchmarks.{name}" for name in QUICK}, "stream": "benchmarks.stream.run"}
+
+
+def main() -> int:
+    """Run the named benchmarks, or the quick ones."""
+    names = sys.argv[1:] or list(QUICK)
+    unknown = [name for name in names if name not in ALL]
+    if unknown:
+        print(f"unknown benchmark {unknown[0]!r}; there are {', '.join(ALL)}", file=sys.stderr)
+        return 2
+    return max(subprocess.run([sys.executable, "-m", ALL[name]], check=False).returncode for name in names)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
