@@ -97,9 +97,10 @@ def train(
         raise TrainingError(f"task {task.id}: no training examples")
     generator = torch.Generator().manual_seed(settings.seed)
     before = {name: tensor.detach().clone() for name, tensor in params.items()}
-    for tensor in params.values():
+    ordered = [params[name] for name in sorted(params)]  # so that sums over tensors do not depend on the dictionary's order
+    for tensor in ordered:
         tensor.requires_grad_(True)
-    optimizer = torch.optim.AdamW(params.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(ordered, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     for method in retention:
         method.before_task(task, params)
     epochs = [plan(task.examples, settings.batch_tokens, generator) for _ in range(settings.epochs)]
@@ -125,7 +126,7 @@ def train(
         with torch.no_grad():
             for method in retention:
                 method.adjust_gradients(params, gradients)
-            torch.nn.utils.clip_grad_norm_(params.values(), settings.clip)
+            torch.nn.utils.clip_grad_norm_(ordered, settings.clip)
             previous = {name: tensor.clone() for name, tensor in params.items()} if retention else {}
             for group in optimizer.param_groups:
                 group["lr"] = rate
