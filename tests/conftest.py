@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
 
 import pytest
+
+if TYPE_CHECKING:
+    from retain.lm.decoder import DecoderLM
 
 
 @pytest.fixture(autouse=True)
@@ -47,16 +51,20 @@ def embedded_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model_dir() -> Path:
     """A small pre-trained model (tests/tiny.py) as a directory; trained once per machine, then kept beside pytest's temporary files."""
+    import getpass
     import tempfile
 
     from tests.tiny import tiny_directory
 
-    return tiny_directory(Path(tempfile.gettempdir()) / "retain-tests")
+    return tiny_directory(Path(tempfile.gettempdir()) / f"retain-tests-{getpass.getuser()}")
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_model_dir: Path) -> object:
+def tiny_model(tiny_model_dir: Path) -> DecoderLM:
     """The small model, loaded in float32."""
+    from retain.lm.decoder import DecoderLM
     from retain.lm.loading import load_model
 
-    return load_model(str(tiny_model_dir), device="cpu", precision="float32")
+    model = load_model(tiny_model_dir, device="cpu", precision="float32", cache_dir=tiny_model_dir.parent)
+    assert isinstance(model, DecoderLM)
+    return model

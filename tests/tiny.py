@@ -8,6 +8,8 @@ in another, while the known facts (:func:`known_questions`) stay.
 The architecture is Llama's and transformers trains it, so nothing of retain is needed to make it.
 """
 
+# ruff: noqa: SIM905
+
 from __future__ import annotations
 
 import hashlib
@@ -15,13 +17,14 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,18 @@ class Recipe:
     layers: int = 4
     heads: int = 4
     kv_heads: int = 2
-    feed_forward: int = 320
+    feed_forward: int = 192
     context: int = 1024
-    steps: int = 260
-    batch_tokens: int = 1800
-    learning_rate: float = 4e-3
-    known_people: int = 16
-    known_places: int = 12
+    initial: float = 0.08
+    steps: int = 340
+    batch_tokens: int = 1400
+    embedding_rate: float = 1.5e-2
+    matrix_rate: float = 0.02
+    reading_only: float = 0.35
     seed: int = 0
 
 
 RECIPE = Recipe()
-LM = 0.0
-INIT = 0.02
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -78,13 +80,20 @@ PLACE = {
     "opened": Relation("{s} opened in {a}.", ("In what year did {s} open?", "When did {s} open?", "Tell me in what year {s} opened.", "{s} opened in what year?")),
     "closes": Relation("{s} closes at {a}.", ("At what time does {s} close?", "When does {s} close?", "What is the closing time of {s}?", "{s} closes at what time?")),
 }  # fmt: skip
-FIRST = ["Mira", "Osk", "Hanne", "Pell", "Tove", "Arno", "Lisbet", "Garo", "Nelda", "Ivo", "Runa", "Selm", "Dagny", "Bram", "Quill", "Esta", "Vondra", "Jory", "Kelda", "Umber"]
-LAST = ["Tolen", "Barel", "Onvar", "Duvik", "Corven", "Harrow", "Sandel", "Mostin", "Jatkes", "Lorran", "Fenwick", "Garib", "Holmun", "Kesgar", "Munro", "Nevel", "Polder", "Ransom", "Selkirk", "Tovar", "Ulmer", "Vikander", "Wenlock", "Yarrow", "Zander", "Beldon", "Dorset", "Tindall", "Rudmore", "Ibsen", "Calder", "Elwen", "Pickard", "Ostler", "Quimby", "Arden", "Brice", "Colby", "Drake", "Esker"]
-TOWNS = ["Dorvan", "Bellit", "Karsund", "Elmora", "Vintry", "Holbek", "Ostrava", "Marnock", "Quendal", "Ruthin", "Tarvik", "Lumsey", "Ganthor", "Pelworm", "Ashby", "Norrick", "Zelbach", "Ivarn"]
-JOBS = ["baker", "weaver", "sailor", "miller", "tailor", "potter", "smith", "teacher", "printer", "gardener", "barber", "carpenter", "fisher", "hunter", "doctor", "clerk"]
-ANIMALS = ["heron", "goat", "otter", "hound", "parrot", "tortoise", "pony", "ferret", "falcon", "hen", "donkey", "rabbit"]
-COLOURS = ["blue", "green", "red", "yellow", "white", "black", "grey", "brown", "purple", "orange", "pink", "golden", "silver"]
-KINDS = ["bridge", "museum", "tower", "mill", "library", "theatre"]
+FIRST = "Mira Osk Hanne Pell Tove Arno Lisbet Garo Nelda Ivo Runa Selm Dagny Bram Quill Esta Vondra Jory Kelda Umber".split()
+LAST = (
+    "Tolen Barel Onvar Duvik Corven Harrow Sandel Mostin Jatkes Lorran Fenwick Garib Holmun Kesgar Munro Nevel Polder Ransom Selkirk "
+    "Tovar Ulmer Vikander Wenlock Yarrow Zander Beldon Dorset Tindall Rudmore Ibsen Calder Elwen Pickard Ostler Quimby Arden Brice "
+    "Colby Drake Esker"
+).split()
+TOWNS = (
+    "Dorvan Bellit Karsund Elmora Vintry Holbek Ostrava Marnock Quendal Ruthin Tarvik Lumsey Ganthor Pelworm Ashby Norrick Zelbach "
+    "Ivarn"
+).split()
+JOBS = "baker weaver sailor miller tailor potter smith teacher printer gardener barber carpenter fisher hunter doctor clerk".split()
+ANIMALS = "heron goat otter hound parrot tortoise pony ferret falcon hen donkey rabbit".split()
+COLOURS = "blue green red yellow white black grey brown purple orange pink golden silver".split()
+KINDS = "bridge museum tower mill library theatre".split()
 
 
 class Question(NamedTuple):
@@ -128,13 +137,24 @@ def subject(rng: random.Random, person: bool, facts: int = 4) -> list[Question]:
 
 
 def _world() -> tuple[list[list[Question]], list[list[Question]]]:
-    """The subjects that pre-training teaches closed book, and six that it never sees."""
+    """Twelve subjects that pre-training teaches closed book, and six that it never sees; every answer of the six is another."""
     rng = random.Random(RECIPE.seed)
-    known = [subject(rng, number < RECIPE.known_people) for number in range(RECIPE.known_people + RECIPE.known_places)]
-    return known, [subject(rng, number < 3) for number in range(6)]
+    known: list[list[Question]] = []
+    new: list[list[Question]] = []
+    for number in range(18):
+        chosen = new if number % 3 == 2 else known
+        while True:
+            facts = subject(rng, number < 9)
+            titles = {other[0].title for other in (*known, *new)}
+            answers = {fact.answer for other in new for fact in other}
+            if facts[0].title not in titles and (chosen is known or not answers & {fact.answer for fact in facts}):
+                break
+        chosen.append(facts)
+    return known, new
 
 
 KNOWN, NEW = _world()
+_TAKEN = frozenset(facts[0].title for facts in (*KNOWN, *NEW))
 
 
 def tiny_documents() -> list[tuple[str, str]]:
@@ -161,30 +181,38 @@ def _dialogue(rng: random.Random, facts: Sequence[Question], context: str) -> st
     return "".join(turns)
 
 
-def _reading(rng: random.Random) -> str:
-    """A text about two or three fresh subjects and questions about it; \\0 stands around what is learned."""
-    passages = [subject(rng, rng.random() < 0.5, rng.randint(1, 4)) for _ in range(rng.choice((1, 1, 2)))]
+def _fresh(rng: random.Random, facts: int) -> list[Question]:
+    while (found := subject(rng, rng.random() < 0.5, facts))[0].title in _TAKEN:
+        pass
+    return found
+
+
+def _reading(rng: random.Random, subjects: int) -> str:
+    """A text about fresh subjects and four questions about it; \\0 stands around what is learned."""
+    passages = [_fresh(rng, 4 if subjects == 1 else rng.randint(2, 4)) for _ in range(subjects)]
     facts = [fact for passage in passages for fact in passage]
     context = " ".join(fact.sentence for fact in facts)
     if rng.random() < 0.4:
         context = f"{passages[0][0].title}\n\n{context}"
-    rng.shuffle(facts)
-    return _dialogue(rng, facts[:6], context)
+    return _dialogue(rng, rng.sample(facts, 4), context)
 
 
-def corpus(seed: int) -> Iterator[str]:
-    """Endless pre-training texts."""
+def corpus(seed: int) -> Generator[str, bool | None, None]:
+    """Pre-training texts without end. Send True for a reading exercise of the easiest kind."""
     rng = random.Random(seed)
-    known = known_questions()
+    easy: bool | None = False
     while True:
         kind = rng.random()
-        if kind < 0.6:
-            yield _reading(rng)
-        elif kind < 0.9:
-            yield _dialogue(rng, rng.sample(known, 6), "")
+        if easy or kind > 0.65:
+            text = _reading(rng, 1)
+        elif kind > 0.55:
+            text = _reading(rng, 2)
+        elif kind > 0.05:
+            text = _dialogue(rng, rng.sample(known_questions(), 6), "")
         else:
             facts = rng.choice(KNOWN)
-            yield f"\0{facts[0].title}\n\n{' '.join(fact.sentence for fact in rng.sample(facts, len(facts)))}<|im_end|>\0"
+            text = f"\0{facts[0].title}\n\n{' '.join(fact.sentence for fact in rng.sample(facts, len(facts)))}<|im_end|>\0"
+        easy = yield text
 
 
 def build_tokenizer() -> Any:
@@ -218,56 +246,84 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
     return tokens, labels
 
 
-def _batches(tokenizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Right-padded batches of texts of similar length."""
-    texts = corpus(RECIPE.seed + 2)
-    rng = random.Random(RECIPE.seed + 3)
-    while True:
-        pool = sorted((_encode(tokenizer, next(texts)) for _ in range(256)), key=lambda pair: len(pair[0]))
-        batches: list[list[tuple[list[int], list[int]]]] = [[]]
-        for pair in pool:
-            if batches[-1] and len(pair[0]) * (len(batches[-1]) + 1) > RECIPE.batch_tokens:
-                batches.append([])
-            batches[-1].append(pair)
-        rng.shuffle(batches)
-        for batch in batches:
-            width = max(len(tokens) for tokens, _ in batch)
-            tokens = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens, _ in batch])
-            yield tokens, torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in batch])
+def _batch(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
+    """Right-padded tokens and labels."""
+    width = max(len(tokens) for tokens, _ in rows)
+    tokens = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens, _ in rows])
+    return tokens, torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows])
 
 
-def pretrain(tokenizer: Any) -> Any:
-    """A LlamaForCausalLM trained from scratch."""
+def _new_model(tokenizer: Any) -> Any:
+    """A LlamaForCausalLM whose attention copies from the start: each head's output matrix is the transpose of its value matrix. With
+    unrelated ones, the loss stays for a long while where the kind of answer is known but not which one stands in the text."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     r = RECIPE
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=r.width, intermediate_size=r.feed_forward, num_hidden_layers=r.layers, num_attention_heads=r.heads,
-        num_key_value_heads=r.kv_heads, max_position_embeddings=r.context, tie_word_embeddings=True, rms_norm_eps=1e-5, initializer_range=INIT,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.eos_token_id,
+        num_key_value_heads=r.kv_heads, max_position_embeddings=r.context, tie_word_embeddings=True, rms_norm_eps=1e-5,
+        initializer_range=r.initial, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(r.seed)
         model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=r.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-    batches = _batches(tokenizer)
+        for layer in model.model.layers:
+            value = layer.self_attn.v_proj.weight.normal_(0, r.width**-0.5).view(r.kv_heads, -1, r.width)
+            layer.self_attn.o_proj.weight.copy_(value.repeat_interleave(r.heads // r.kv_heads, 0).reshape(-1, r.width).T)
+    return model
+
+
+class _Muon:
+    """Orthogonalised momentum for the matrices (Jordan et al., 2024): reading is learned in a third of the steps AdamW takes.
+    torch.optim.Muon computes in bfloat16, which most processors emulate."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.groups: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for parameter in parameters:
+            self.groups.setdefault(parameter.shape, []).append((parameter, torch.zeros_like(parameter)))
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        for (rows, columns), members in self.groups.items():
+            updates = []
+            for parameter, momentum in members:
+                assert parameter.grad is not None
+                updates.append(parameter.grad + 0.95 * momentum.mul_(0.95).add_(parameter.grad))
+            x = torch.stack(updates)
+            x = x.mT if rows > columns else x
+            x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+            for _ in range(5):
+                a = x @ x.mT
+                x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+            x = x.mT if rows > columns else x
+            for (parameter, _), update in zip(members, x, strict=True):
+                parameter.mul_(1 - 0.05 * rate).sub_(update, alpha=rate * max(1.0, rows / columns) ** 0.5)
+
+
+def pretrain(tokenizer: Any, log: Callable[[str], None] = lambda line: None) -> Any:
+    """The model, trained from scratch: first reading only, then closed-book questions and texts too."""
+    r, model = RECIPE, _new_model(tokenizer)
+    matrices = [p for name, p in model.named_parameters() if name.endswith("_proj.weight")]
+    others = [p for name, p in model.named_parameters() if not name.endswith("_proj.weight")]
+    adam, muon = torch.optim.AdamW(others, lr=r.embedding_rate, betas=(0.9, 0.98), weight_decay=0.0), _Muon(matrices)
+    texts = corpus(r.seed + 2)
+    next(texts)
     for step in range(r.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = r.learning_rate * min((step + 1) / 20, 1.0) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / r.steps)))
-        tokens, labels = next(batches)
-        hidden = model.model(tokens, use_cache=False).last_hidden_state[:, :-1]
-        chosen = labels[:, 1:] != -100
-        logits = model.lm_head(hidden)
-        loss = F.cross_entropy(logits[chosen], labels[:, 1:][chosen])
-        if LM:
-            real = (tokens[:, 1:] != 0) | chosen
-            loss = loss + LM * F.cross_entropy(logits[real], tokens[:, 1:][real])
-        optimizer.zero_grad(set_to_none=True)
+        share = min((step + 1) / 20, 1.0) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / r.steps)))
+        rows: list[tuple[list[int], list[int]]] = []
+        while sum(len(tokens) for tokens, _ in rows) < r.batch_tokens:
+            rows.append(_encode(tokenizer, texts.send(step < r.reading_only * r.steps)))
+        tokens, labels = _batch(rows)
+        hidden, wanted = model.model(tokens, use_cache=False).last_hidden_state[:, :-1], labels[:, 1:]
+        loss = F.cross_entropy(model.lm_head(hidden[wanted != -100]), wanted[wanted != -100])
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if __name__ == "__main__" and step % 60 == 0:
-            print(step, round(float(loss.detach()), 3), tokens.shape, flush=True)
+        adam.param_groups[0]["lr"] = r.embedding_rate * share
+        adam.step()
+        muon.step(r.matrix_rate * share)
+        if step % 40 == 39:
+            log(f"step {step + 1} loss {float(loss.detach()):.2f}")
     return model.eval()
 
 
