@@ -35,7 +35,7 @@ def learn(
     ] = None,
     title: Annotated[str | None, typer.Option(help="Title of the document (one document only).", metavar="TEXT")] = None,
     questions: Annotated[
-        Path | None, typer.Option(help="JSON lines with question and answer: asked before and after.", metavar="FILE")
+        Path | None, typer.Option(help="JSON lines with question and answer: learned with the document.", metavar="FILE")
     ] = None,
     learner: Annotated[str | None, typer.Option(help="Way of learning (default: learn.learner).", metavar="NAME")] = None,
     model: Annotated[str | None, typer.Option(help="Base model: name, folder or GGUF file (default: model.name).", metavar="NAME")] = None,

@@ -22,7 +22,6 @@ from retain.config.schema import (
     RetentionConfig,
     RouteConfig,
     StudyConfig,
-    TeacherConfig,
 )
 from retain.config.settings import Setting, describe
 from retain.config.values import parse_yaml
@@ -44,7 +43,6 @@ __all__ = [
     "RouteConfig",
     "Setting",
     "StudyConfig",
-    "TeacherConfig",
     "describe",
     "load_config",
     "parse_yaml",

@@ -53,27 +53,17 @@ class ModelConfig(Section):
         return value.expanduser() if value else None
 
 
-class TeacherConfig(Section):
-    """A larger model behind an OpenAI-compatible API that writes study material."""
-
-    url: str | None = Field(None, description="Address of the API, for example http://localhost:11434/v1; null means no teacher")
-    model: str = Field("qwen2.5:7b", description="Name of the teacher model, as its API knows it")
-    timeout: Positive = Field(120.0, description="Seconds to wait for one response")
-
-
 class StudyConfig(Section):
     """How a document becomes study material."""
 
     rules: bool = Field(True, description="Write questions, clozes and rewordings by rules; works with every model")
-    writer: Literal["auto", "none", "model", "teacher"] = Field(
-        "auto", description="Who writes more questions: the base model, the teacher, nobody"
+    writer: Literal["auto", "none", "model"] = Field(
+        "auto", description="Who writes more questions: the base where it has a study skill (auto), the base, nobody"
     )
     questions_per_fact: Count = Field(4, description="Differently worded questions for each fact")
     held_out_fraction: Fraction = Field(
         0.25, description="Share of the facts with one wording kept out of training, to measure what was learned"
     )
-    text_weight: NonNegative = Field(0.3, description="Weight of the plain text beside the questions in the loss")
-    teacher: TeacherConfig = Field(default_factory=TeacherConfig, description="The teacher model")
 
 
 class LearnConfig(Section):
@@ -155,7 +145,6 @@ class RetentionConfig(Section):
     olora: OloraConfig = Field(default_factory=OloraConfig, description="Orthogonal adapters")
     agem: AgemConfig = Field(default_factory=AgemConfig, description="Averaged gradient episodic memory")
     derpp: DerppConfig = Field(default_factory=DerppConfig, description="Dark experience replay++")
-    consolidate_every: Count = Field(8, description="Documents between two consolidations")
 
 
 class GateConfig(Section):

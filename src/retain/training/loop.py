@@ -32,7 +32,6 @@ class TrainingSettings:
     clip: float = 1.0
     seed: int = 0
     spike: float = 4.0
-    stop_loss: float = 0.0
 
 
 @dataclass

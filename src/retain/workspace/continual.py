@@ -387,7 +387,10 @@ class ContinualLM:
             back = [item for item in before.adapters if item.digest not in {kept.digest for kept in after.adapters}]
             names = {item.name for item in back}
             kept = [item for item in state.adapters if item.digest not in gone and item.name not in names]
-            return self._move(replace(state, adapters=(*kept, *back)), "revert", reverts=record.id)
+            undone = replace(state, adapters=(*kept, *back))
+            if undone == state:
+                raise Conflict(f"update {record.id} left nothing in the current state that could be undone")
+            return self._move(undone, "revert", reverts=record.id)
 
     def forget(self, document: str, *, drop_checkpoints: bool = False) -> Update:
         """Remove a document and everything that was learned from it, for good: text, passages, probes, adapters, history states.
