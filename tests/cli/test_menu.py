@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import select
@@ -107,6 +108,7 @@ class Terminal:
 
     def __init__(self, *words: str, **environment: str) -> None:
         self.screen = ""
+        self.decode = codecs.getincrementaldecoder("utf-8")().decode  # a read may end in the middle of a character
         self.master, slave = pty.openpty()
         command = [sys.executable, "-m", "tests.cli.driver", *words]
         env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", **environment}
@@ -126,7 +128,7 @@ class Terminal:
             data = os.read(self.master, 65536)
         except OSError:
             return False
-        self.screen += data.decode()
+        self.screen += self.decode(data)
         return bool(data)
 
     def type(self, text: str) -> None:
