@@ -78,6 +78,16 @@ class Packed:
                 batches.append([segment])
         return tuple(self._group(batch) for batch in batches)
 
+    @cached_property
+    def unpadded(self) -> Tensor:
+        """Where each token stands when the groups' padded rows are laid end to end, [T]."""
+        places = torch.empty_like(self.tokens)
+        offset = 0
+        for group in self.groups:
+            places[group.source] = offset + group.valid.flatten().nonzero(as_tuple=True)[0]
+            offset += group.valid.numel()
+        return places
+
     def _group(self, segments: list[int]) -> Group:
         device = self.tokens.device
         width = max(self.lengths[segment] for segment in segments)

@@ -99,7 +99,8 @@ def train(
     ordered = [params[name] for name in sorted(params)]  # so that sums over tensors do not depend on the dictionary's order
     for tensor in ordered:
         tensor.requires_grad_(True)
-    optimizer = torch.optim.AdamW(ordered, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    fused = ordered[0].device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(ordered, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
     for method in retention:
         method.before_task(task, params)
     epochs = [plan(task.examples, settings.batch_tokens, generator) for _ in range(settings.epochs)]

@@ -1,0 +1,69 @@
+"""Products with frozen matrices: the same as torch's own, forward and backward, whichever kernels are behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from retain.lm import products
+
+
+@pytest.fixture(params=[True, False], ids=["onednn", "torch"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """Both ways, also on processors where only one of them is chosen."""
+    if request.param and not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        pytest.skip("torch is built without oneDNN")
+    monkeypatch.setattr(products, "onednn_pays", lambda: request.param)
+    yield request.param
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 300])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_same_as_torch(kernels: bool, rows: int, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x, weight = (torch.randn(shape, generator=generator) for shape in ((rows, 24), (40, 24)))
+    bias = torch.randn(40, generator=generator) if biased else None
+    leaves = [x.clone().requires_grad_(True) for _ in range(2)]
+    found, expected = products.linear(leaves[0], weight, bias), F.linear(leaves[1], weight, bias)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    assert leaves[0].grad is not None and leaves[1].grad is not None
+    assert torch.allclose(leaves[0].grad, leaves[1].grad, rtol=1e-5, atol=1e-4)
+    with torch.inference_mode():
+        assert torch.equal(products.linear(x, weight, bias), found.detach())
+
+
+def test_views_and_expanded_gradients(kernels: bool) -> None:
+    weight = torch.randn(6, 8)
+    wide = torch.randn(5, 16, requires_grad=True)
+    products.linear(wide[:, ::2], weight).sum().backward()  # the gradient of a sum is one number, expanded
+    assert wide.grad is not None
+    assert torch.allclose(wide.grad[:, ::2], weight.sum(0).expand(5, -1), atol=1e-5)
+    assert float(wide.grad[:, 1::2].abs().max()) == 0.0
+
+
+def test_it_can_be_differentiated_twice(kernels: bool) -> None:
+    weight = torch.randn(6, 8, dtype=torch.float32)
+    x = torch.randn(5, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(products.linear(x, weight).pow(3).sum(), x, create_graph=True)
+    (found,) = torch.autograd.grad(gradient.square().sum(), x)
+    y = x.detach().clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(F.linear(y, weight).pow(3).sum(), y, create_graph=True)
+    (expected,) = torch.autograd.grad(gradient.square().sum(), y)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_are_torchs(kernels: bool, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(5, 8, dtype=dtype), torch.randn(6, 8, dtype=dtype)
+    assert torch.equal(products.linear(x, weight), F.linear(x, weight))
+
+
+def test_a_matrix_that_is_trained_gets_its_gradient(kernels: bool) -> None:
+    x, weight = torch.randn(5, 8), torch.randn(6, 8, requires_grad=True)
+    products.linear(x, weight).sum().backward()
+    assert weight.grad is not None and torch.allclose(weight.grad, x.sum(0).expand(6, -1), atol=1e-5)
