@@ -1,71 +1,132 @@
 """Adapters compiled for a forward pass: several at once with weights, different ones in different rows of a batch.
 
-All active adapters of a site become one low-rank product: their A factors are stacked to [R, d_in], the R coordinates of each token are
-multiplied by the weight of the adapter they belong to (per row where rows differ), and the stacked B factors bring them back. Sites that
-share an input (q, k, v; gate, up) share the first product too. Gradients reach every factor.
+All active adapters of a group of sites that share an input (q, k, v; gate, up) become one low-rank product: their A factors are stacked
+to [R, d_in], the R coordinates of each token are multiplied by the weight of the adapter they belong to (per row where rows differ), and
+a block-diagonal B [d_out, R] brings them back. All layers are compiled at once, with a dozen operations instead of a dozen per layer;
+what does not change from step to step is compiled once. Gradients reach every trained factor.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from retain.adapters.adapter import LORA_A, LORA_B, Adapter
 
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@dataclass(eq=False)
+class Part:
+    """One adapter of an injection: ``tensors``, the ``sites`` that they change, the factor ``scale`` (alpha / rank) and the weight, a
+    float for every row of a batch or one per row [rows]."""
+
+    tensors: Mapping[str, Tensor]
+    sites: frozenset[str]
+    scale: float
+    weight: float | Tensor = 1.0
+    _stacked: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def stacked(self, sites: tuple[str, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A [layers, r, d_in] and B [layers, d_out, r] of one site in several layers, scale and uniform weight included."""
+        if sites in self._stacked:
+            return self._stacked[sites]
+        down, up = ([self.tensors[site + end] for site in sites] for end in (LORA_A, LORA_B))
+        factor = self.scale * (1.0 if isinstance(self.weight, Tensor) else self.weight)
+        if any(tensor.requires_grad for tensor in (*down, *up)):
+            return torch.stack(down).to(dtype), (torch.stack(up) * factor).to(dtype)
+        with torch.inference_mode(False):  # what is kept may serve a later pass that gradients flow through
+            self._stacked[sites] = torch.stack(down).to(dtype), (torch.stack(up) * factor).to(dtype)
+        return self._stacked[sites]
+
 
 class LoraInjection:
-    """Calls as the protocol :class:`retain.lm.model.Injection` asks.
+    """Calls as the protocol :class:`retain.lm.model.Injection` asks. ``applied``: the sites that were reached."""
 
-    ``parts``: (tensors, sites, scale, weights) per adapter, ``weights`` being a float for every row or one per row [rows].
-    """
-
-    def __init__(self, parts: Sequence[tuple[Mapping[str, Tensor], frozenset[str], float, float | Tensor]], dtype: torch.dtype) -> None:
-        self.parts, self.dtype = parts, dtype
+    def __init__(self, parts: Sequence[Part], dtype: torch.dtype) -> None:
+        self.parts, self.dtype = tuple(parts), dtype
         self.applied: set[str] = set()
-        self._by_row = any(isinstance(weight, Tensor) for *_, weight in parts)
+        self._by_row = any(isinstance(part.weight, Tensor) for part in self.parts)
+        self._known = frozenset().union(*(part.sites for part in self.parts))
         self._compiled: dict[tuple[str, ...], _Product | None] = {}
 
     def __call__(self, sites: tuple[str, ...], x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         if sites not in self._compiled:
-            self._compiled[sites] = self._compile(sites, y.shape[-1])
+            self._compile(sites, y)
         product = self._compiled[sites]
         if product is None:
             return y
         self.applied.update(sites)
         return product(x, y, rows)
 
-    def _compile(self, sites: tuple[str, ...], width: int) -> _Product | None:
-        factors_a: list[Tensor] = []
-        blocks: list[tuple[int, list[Tensor]]] = []
-        coefficients: list[Tensor] = []
-        for number, site in enumerate(sites):
-            here: list[Tensor] = []
-            for tensors, active, scale, weight in self.parts:
-                if site not in active:
-                    continue
-                a, b = tensors[site + LORA_A], tensors[site + LORA_B]
-                factors_a.append(a.to(self.dtype))
-                uniform = 1.0 if isinstance(weight, Tensor) else weight
-                here.append((b * (scale * uniform)).to(self.dtype))
+    def _compile(self, sites: tuple[str, ...], y: Tensor) -> None:
+        """Compile a group of sites in this layer and in all layers where the same adapters have factors of the same shapes."""
+        active = self._active(sites)
+        if not any(active):
+            self._compiled[sites] = None
+            return
+        layers = [group for group in self._alike(sites) if group == sites or (self._shapes(group) == self._shapes(sites))]
+        widths = _widths([self._width(site) for site in sites], y.shape[-1])
+        a: list[Tensor] = []
+        b: list[Tensor] = []
+        by_row: list[Tensor] = []
+        total = sum(self.parts[number].tensors[site + LORA_A].shape[0] for site, here in zip(sites, active, strict=True) for number in here)
+        offset = 0
+        for place, here in enumerate(active):
+            columns = []
+            for number in here:
+                part = self.parts[number]
+                block_a, block_b = part.stacked(tuple(group[place] for group in layers), self.dtype)
+                a.append(block_a)
+                columns.append(block_b)
                 if self._by_row:
-                    row_weights = weight if isinstance(weight, Tensor) else torch.ones(())
-                    coefficients.append(row_weights.to(a.device, self.dtype).reshape(-1, 1).expand(-1, a.shape[0]))
-            blocks.append((number, here))
-        if not factors_a:
-            return None
-        by_row = None
+                    row_weights = part.weight if isinstance(part.weight, Tensor) else torch.ones(())
+                    by_row.append(row_weights.to(block_a.device, self.dtype).reshape(-1, 1).expand(-1, block_a.shape[1]))
+            rank = sum(column.shape[2] for column in columns)
+            block = _joined(columns, 2) if columns else y.new_zeros((len(layers), widths[place], 0), dtype=self.dtype)
+            b.append(F.pad(block, (offset, total - offset - rank)) if rank < total else block)
+            offset += rank
+        weights = None
         if self._by_row:
-            rows = max(block.shape[0] for block in coefficients)
-            by_row = torch.cat([block.expand(rows, -1) for block in coefficients], 1)
-        widths = _widths([tensors_out(self.parts, site) for site in sites], width)
-        return _Product(torch.cat(factors_a), [torch.cat(here, 1) if here else None for _, here in blocks], widths, by_row)
+            rows = max(block.shape[0] for block in by_row)
+            weights = torch.cat([block.expand(rows, -1) for block in by_row], 1)
+        for group, down, up in zip(layers, _joined(a, 1).unbind(), _joined(b, 1).unbind(), strict=True):
+            self._compiled[group] = _Product(down, up, weights)
+
+    def _active(self, sites: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+        """For each site the numbers of the parts that change it."""
+        return tuple(tuple(number for number, part in enumerate(self.parts) if site in part.sites) for site in sites)
+
+    def _alike(self, sites: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """The same group in every layer in which the same parts are active, in layer order."""
+        found = _LAYER.search(sites[0])
+        if found is None:
+            return [sites]
+        numbers = {int(match[0]) for site in self._known if (match := _LAYER.search(site))}
+        groups = [tuple(_LAYER.sub(str(number), site, count=1) for site in sites) for number in sorted(numbers)]
+        active = self._active(sites)
+        return [group for group in groups if self._active(group) == active]
+
+    def _shapes(self, sites: tuple[str, ...]) -> list[torch.Size]:
+        return [
+            self.parts[number].tensors[site + end].shape
+            for site, here in zip(sites, self._active(sites), strict=True)
+            for number in here
+            for end in (LORA_A, LORA_B)
+        ]
+
+    def _width(self, site: str) -> int | None:
+        """d_out of a site as the adapters know it."""
+        return next((part.tensors[site + LORA_B].shape[0] for part in self.parts if site in part.sites), None)
 
 
-def tensors_out(parts: Sequence[tuple[Mapping[str, Tensor], frozenset[str], float, float | Tensor]], site: str) -> int | None:
-    """d_out of a site as the adapters know it."""
-    return next((tensors[site + LORA_B].shape[0] for tensors, active, *_ in parts if site in active), None)
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
 def _widths(known: list[int | None], width: int) -> list[int]:
@@ -77,23 +138,14 @@ def _widths(known: list[int | None], width: int) -> list[int]:
 
 
 class _Product:
-    def __init__(self, a: Tensor, b: list[Tensor | None], widths: list[int], by_row: Tensor | None) -> None:
-        self.a, self.b, self.widths, self.by_row = a, b, widths, by_row
+    def __init__(self, a: Tensor, b: Tensor, by_row: Tensor | None) -> None:
+        self.a, self.b, self.by_row = a.t(), b.t(), by_row
 
     def __call__(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        u = x @ self.a.t()  # [T, R]
+        u = x @ self.a  # [T, R]
         if self.by_row is not None:
             u = u * self.by_row[rows]
-        if len(self.b) == 1 and self.b[0] is not None:
-            return torch.addmm(y, u, self.b[0].t())
-        offset, pieces = 0, []
-        for part, b in zip(y.split(self.widths, 1), self.b, strict=True):
-            if b is None:
-                pieces.append(part)
-            else:
-                pieces.append(torch.addmm(part, u[:, offset : offset + b.shape[1]], b.t()))
-                offset += b.shape[1]
-        return torch.cat(pieces, 1)
+        return torch.addmm(y, u, self.b)
 
 
 def inject(
@@ -107,10 +159,10 @@ def inject(
     for adapter, weight in adapters:
         tensors = {name: tensor.to(device) for name, tensor in adapter.tensors.items()}
         value = weight if isinstance(weight, (int, float)) else torch.tensor(list(weight), dtype=torch.float32)
-        parts.append((tensors, frozenset(adapter.spec.sites), adapter.spec.scale, value))
+        parts.append(Part(tensors, frozenset(adapter.spec.sites), adapter.spec.scale, value))
     return LoraInjection(parts, dtype) if parts else None
 
 
 def inject_trainable(params: Mapping[str, Tensor], sites: Sequence[str], scale: float, dtype: torch.dtype) -> LoraInjection:
     """The injection of tensors being trained."""
-    return LoraInjection([(params, frozenset(sites), scale, 1.0)], dtype)
+    return LoraInjection([Part(params, frozenset(sites), scale)], dtype)

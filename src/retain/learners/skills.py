@@ -23,7 +23,7 @@ from retain.retention.base import Task
 from retain.training.loop import Progress, TrainingSettings, train
 from retain.training.objective import AdapterObjective
 
-RANK, ALPHA = 8, 16.0
+RANK, ALPHA = 16, 32.0
 QUESTIONS_PER_DIALOGUE = 6
 
 

@@ -246,7 +246,7 @@ class DecoderLM(LanguageModel):
         heads = qkv.view(-1, c.heads + 2 * c.kv_heads, c.head_width)  # [T, H + 2 KV, head_width]
         qk, v = rotate(heads[:, : -c.kv_heads], *rotation), heads[:, -c.kv_heads :]
         if cache is not None and cache.filled:
-            mixed = cache.attend(layer, *qk.split([c.heads, c.kv_heads], 1), v)
+            mixed = cache.attend(layer, qk[:, : c.heads], qk[:, c.heads :], v)
         else:
             if cache is not None:
                 cache.store(layer, packed, qk[:, c.heads :], v)

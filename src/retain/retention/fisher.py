@@ -136,15 +136,16 @@ class _Recorder:
         """The same injection with the watched factors recorded; an injection without them (of a frozen prefix) as it is."""
         if not isinstance(injection, LoraInjection):
             raise TypeError(f"a Fisher pass watches LoRA injections, not {type(injection).__name__}")
-        watched = [part for part in injection.parts if any(self.params.get(name) is tensor for name, tensor in part[0].items())]
+        watched = [part for part in injection.parts if any(self.params.get(name) is tensor for name, tensor in part.tensors.items())]
         if not watched:
             return injection
         self.passes += 1
-        _, sites, scale, weight = watched[0]
-        if isinstance(weight, Tensor):
+        part = watched[0]
+        if isinstance(part.weight, Tensor):
             raise ValueError("Fisher information is taken with one weight for all rows")
-        others = [part for part in injection.parts if part is not watched[0]]
-        return _Watching(self, LoraInjection(others, injection.dtype) if others else None, injection, sites, scale * weight)
+        others = [other for other in injection.parts if other is not part]
+        frozen = LoraInjection(others, injection.dtype) if others else None
+        return _Watching(self, frozen, injection, part.sites, part.scale * part.weight)
 
 
 class _Watching:
