@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retain.lm.elementwise import gated, pad, rms_norm, rotate, unpad
 from retain.lm.model import Injection, LanguageModel, LanguageModelError
 from retain.lm.packing import Packed
 from retain.lm.products import linear
@@ -226,7 +227,7 @@ class DecoderLM(LanguageModel):
         return Decoding(self, prompts, injection, capacity)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, (self.width,), weight, self.config.norm_epsilon)
+        return rms_norm(x, weight, self.config.norm_epsilon)
 
     def _linear(self, layer: int, key: str, sites: tuple[str, ...], x: Tensor, packed: Packed, injection: Injection | None) -> Tensor:
         y = linear(x, self._fused[layer][key], self._fused[layer].get("bias") if key == "qkv" else None)
@@ -253,8 +254,7 @@ class DecoderLM(LanguageModel):
             mixed = attend(packed, qk, v)
         x = x + self._linear(layer, "o", ("self_attn.o_proj",), mixed.reshape(x.shape[0], -1), packed, injection)
         gate_up = self._linear(layer, "gate_up", _GATE_UP, self._norm(x, fused["post_attention_layernorm"]), packed, injection)
-        gate, up = gate_up.split(c.feed_forward, 1)
-        return x + self._linear(layer, "down", ("mlp.down_proj",), F.silu(gate) * up, packed, injection)
+        return x + self._linear(layer, "down", ("mlp.down_proj",), gated(gate_up), packed, injection)
 
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -275,20 +275,15 @@ def rotary_table(config: DecoderConfig) -> tuple[Tensor, Tensor]:
     return torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary embeddings to [T, H, head_width] in float32 and return x's type."""
-    half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], -1)
-    return (x * cos + turned * sin).to(x.dtype)
-
-
 def attend(packed: Packed, qk: Tensor, v: Tensor) -> Tensor:
     """Causal attention inside each segment: queries and keys ``qk`` [T, H + KV, D] and ``v`` [T, KV, D] -> [T, H, D]."""
     if len(packed.groups) == 1 and len(set(packed.lengths)) == 1:
         shape = (len(packed.lengths), packed.lengths[0])
         return _causal(qk.unflatten(0, shape), v.unflatten(0, shape)).flatten(0, 1)
-    pieces = [_causal(qk[group.index], v[group.index]).flatten(0, 1) for group in packed.groups]
-    return torch.cat(pieces)[packed.unpadded]
+    shapes = [group.index.shape for group in packed.groups]
+    sizes = [shape.numel() for shape in shapes]
+    rows = zip(shapes, pad(qk, packed).split(sizes), pad(v, packed).split(sizes), strict=True)
+    return unpad(torch.cat([_causal(a.unflatten(0, shape), b.unflatten(0, shape)).flatten(0, 1) for shape, a, b in rows]), packed)
 
 
 def _causal(qk: Tensor, v: Tensor) -> Tensor:

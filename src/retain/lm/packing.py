@@ -79,8 +79,13 @@ class Packed:
         return tuple(self._group(batch) for batch in batches)
 
     @cached_property
+    def padded(self) -> Tensor:
+        """The packed position of every place when the groups' padded rows are laid end to end, [P]; padding repeats a row's first."""
+        return torch.cat([group.index.flatten() for group in self.groups])
+
+    @cached_property
     def unpadded(self) -> Tensor:
-        """Where each token stands when the groups' padded rows are laid end to end, [T]."""
+        """Where each token stands in ``padded``, [T]."""
         places = torch.empty_like(self.tokens)
         offset = 0
         for group in self.groups:

@@ -1,0 +1,144 @@
+"""The parts of a transformer block between its matrix products, with gradients written out.
+
+Left to autograd, a norm, a rotation or a gate in bfloat16 is some twenty small operations and as many copies; at training batches of a few
+hundred tokens they cost as much as the matrix products. The functions here do the same arithmetic (float32 inside) in a few. Where a
+gradient is itself differentiated, autograd's own way is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retain.lm.packing import Packed
+
+
+def _differentiated_again(function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> Tensor:
+    """The gradient by autograd, itself differentiable."""
+    with torch.enable_grad():
+        return torch.autograd.grad(function(x), x, g, create_graph=True)[0]
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        wide = x.float()
+        scale = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, scale)
+        ctx.weight, ctx.epsilon = weight, epsilon
+        return (wide * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (g,) = gradients
+        x, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiated_again(lambda leaf: F.rms_norm(leaf, leaf.shape[-1:], ctx.weight, ctx.epsilon), x, g), None, None
+        normed = x * scale
+        g = g * ctx.weight.float()
+        mean = (g * normed).mean(-1, keepdim=True)
+        return g.sub_(normed.mul_(mean)).mul_(scale).to(x.dtype), None, None
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """``x`` [T, d] divided by its root mean square over d (RMSNorm, 1910.07467), times the frozen ``weight`` [d]."""
+    if x.dtype not in (torch.float32, torch.bfloat16) or weight.requires_grad:
+        return F.rms_norm(x, x.shape[-1:], weight, epsilon)
+    return _Norm.apply(x, weight, epsilon)
+
+
+class _Rotation(torch.autograd.Function):
+    """The transpose of a rotation is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.cos, ctx.sin = cos, sin
+        half = x.shape[-1] // 2
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        out = wide * cos
+        out[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
+        out[..., half:].addcmul_(wide[..., :half], sin[..., half:])
+        return out.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _Rotation.apply(gradients[0], ctx.cos, -ctx.sin), None, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embeddings (RoFormer, 2104.09864, with the halves of a head paired) of ``x`` [T, H, D]; cos and sin [T, 1, D] float32."""
+    return _Rotation.apply(x, cos, sin)
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (g,) = gradients
+        (gate_up,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiated_again(_gated, gate_up, g)
+        gate, up = gate_up.chunk(2, -1)
+        out = torch.empty_like(gate_up)
+        d_gate, d_up = out.chunk(2, -1)
+        d_gate.copy_(torch.ops.aten.silu_backward(g * up, gate))
+        torch.mul(g, F.silu(gate), out=d_up)
+        return out
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """SwiGLU's gate (2002.05202): the first half of ``gate_up`` [T, 2 F] through SiLU, times the second half; [T, F]."""
+    return _Gate.apply(gate_up)
+
+
+class _Pad(torch.autograd.Function):
+    """From [T, ...] to the groups' padded rows end to end [P, ...]. No gradient comes from the padding: nothing looks at it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Packed) -> Tensor:
+        ctx.packed = packed
+        return x[packed.padded]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _Unpad.apply(gradients[0], ctx.packed), None
+
+
+class _Unpad(torch.autograd.Function):
+    """The real tokens of padded rows, in their order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Packed) -> Tensor:
+        ctx.packed = packed
+        return x[packed.unpadded]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (g,) = gradients
+        packed: Packed = ctx.packed
+        zeros = g.new_zeros((packed.padded.shape[0], *g.shape[1:]))
+        return zeros.index_copy(0, packed.unpadded, g), None
+
+
+def pad(x: Tensor, packed: Packed) -> Tensor:
+    """``x`` [T, ...] as the rows of the batch's groups, each padded to its group's length, end to end."""
+    return _Pad.apply(x, packed)
+
+
+def unpad(x: Tensor, packed: Packed) -> Tensor:
+    """Inverse of :func:`pad`."""
+    return _Unpad.apply(x, packed)
