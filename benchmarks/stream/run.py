@@ -2,7 +2,7 @@
 
     python -m benchmarks.stream.run                         # the written stream, all arms
     python -m benchmarks.stream.run --documents 4 --arms nothing,context,default
-    python -m benchmarks.stream.run --squad dev-v1.1.json --documents 20
+    python -m benchmarks.stream.run --squad dev-v1.1.json --documents 20 --jobs 2
 
 Every arm learns from the raw documents; the questions (both wordings) are never trained on. Answers are greedy; an answer counts when
 it holds the expected words or an alias. ``forgetting`` is the mean over documents of the recall right after learning minus the recall at
@@ -16,7 +16,9 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +241,26 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
+def run_arms(options: argparse.Namespace, arms: Sequence[str], threads: int | None) -> list[dict[str, Any]]:
+    """Run some arms in this process."""
+    config = configured(options)
+    model = load_model(options.model, threads=threads or config.model.threads)
+    stream = squad_stream(options.squad, options.documents) if options.squad else written_stream(options.documents)
+    bench = Bench(model, stream, config)
+    rows = []
+    for arm in arms:
+        print(f"{arm} ...", flush=True)
+        rows.append(RUNNERS.get(arm, sequential_arm)(bench, arm).summary())
+        show(rows[-1:])
+    return rows
+
+
+def configured(options: argparse.Namespace) -> Config:
+    """The default configuration with the seed."""
+    config = load_config(None)
+    return config.model_copy(update={"learn": config.learn.model_copy(update={"seed": options.seed})})
+
+
 def main() -> None:
     """Run the arms and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -247,35 +269,37 @@ def main() -> None:
     parser.add_argument("--squad", type=Path, help="a SQuAD v1.1 JSON file instead of the written stream")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, choices=(1, 2), default=1, help="2: the default arm beside the others, one thread each")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    unknown = set(options.arms.split(",")) - set(ARMS)
-    if unknown:
+    arms = options.arms.split(",")
+    if unknown := set(arms) - set(ARMS):
         parser.error(f"unknown arm {sorted(unknown)[0]!r}; there are {', '.join(ARMS)}")
-    config = load_config(None)
-    config = config.model_copy(update={"learn": config.learn.model_copy(update={"seed": options.seed})})
-    model = load_model(options.model, threads=config.model.threads)
+    groups = [arms]
+    if options.jobs == 2 and "default" in arms and len(arms) > 1:
+        groups = [["default"], [arm for arm in arms if arm != "default"]]
+    if len(groups) == 1:
+        rows = run_arms(options, arms, None)
+    else:
+        with ProcessPoolExecutor(len(groups), mp_context=get_context("spawn")) as pool:
+            found = [pool.submit(run_arms, options, group, 1) for group in groups]
+            rows = sorted((row for future in found for row in future.result()), key=lambda row: arms.index(row["arm"]))
     stream = squad_stream(options.squad, options.documents) if options.squad else written_stream(options.documents)
-    bench = Bench(model, stream, config)
     name = "squad" if options.squad else "written"
     target = options.out or HERE.parent / "results" / f"stream-{name}-{len(stream.documents)}-seed{options.seed}.json"
-    rows = []
-    for arm in options.arms.split(","):
-        print(f"{arm} ...", flush=True)
-        rows.append(RUNNERS.get(arm, sequential_arm)(bench, arm).summary())
-        record = {
-            "benchmark": f"stream-{name}",
-            "documents": len(stream.documents),
-            "questions": sum(map(len, stream.questions.values())),
-            "seed": options.seed,
-            "model": model.name,
-            "precision": str(model.dtype).removeprefix("torch."),
-            "config": config.model_dump(mode="json", exclude={"workspace", "model"}),
-            "machine": machine_facts(),
-            "arms": rows,
-        }
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(record, indent=1) + "\n")
+    record = {
+        "benchmark": f"stream-{name}",
+        "documents": len(stream.documents),
+        "questions": sum(map(len, stream.questions.values())),
+        "seed": options.seed,
+        "model": options.model,
+        "jobs": options.jobs,
+        "config": configured(options).model_dump(mode="json", exclude={"workspace", "model"}),
+        "machine": machine_facts(),
+        "arms": rows,
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(record, indent=1) + "\n")
     show(rows)
     print(f"written to {target.name}")
 

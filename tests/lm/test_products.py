@@ -67,3 +67,29 @@ def test_a_matrix_that_is_trained_gets_its_gradient(kernels: bool) -> None:
     x, weight = torch.randn(5, 8), torch.randn(6, 8, requires_grad=True)
     products.linear(x, weight).sum().backward()
     assert weight.grad is not None and torch.allclose(weight.grad, x.sum(0).expand(6, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_token_loss_is_cross_entropy(kernels: bool, dtype: torch.dtype, tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(shape, generator=generator).to(dtype) for shape in ((300, 16), (50, 16)))
+    labels = torch.randint(0, 50, (300,), generator=generator)
+    leaves = [hidden.clone().requires_grad_(True) for _ in range(2)]
+    found, expected = products.token_loss(leaves[0], head, labels), F.cross_entropy(F.linear(leaves[1], head).float(), labels)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    gradients = [torch.autograd.grad(3.0 * loss, leaf)[0] for loss, leaf in zip((found, expected), leaves, strict=True)]
+    torch.testing.assert_close(*gradients, rtol=tolerance, atol=tolerance / 10)
+    with torch.inference_mode():
+        torch.testing.assert_close(products.token_loss(hidden, head, labels), expected.detach(), rtol=tolerance, atol=tolerance)
+
+
+def test_token_loss_differentiated_twice(kernels: bool) -> None:
+    head, labels = torch.randn(9, 4), torch.tensor([1, 5, 8])
+    seconds = []
+    x = torch.randn(3, 4)
+    for loss in (lambda leaf: products.token_loss(leaf, head, labels), lambda leaf: F.cross_entropy(F.linear(leaf, head), labels)):
+        leaf = x.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        seconds.append(torch.autograd.grad(gradient.square().sum(), leaf)[0])
+    assert float(seconds[1].abs().max()) > 1e-4
+    torch.testing.assert_close(*seconds, rtol=1e-4, atol=1e-6)

@@ -20,7 +20,7 @@ from torch import Tensor
 from retain.lm.elementwise import gated, pad, rms_norm, rotate, unpad
 from retain.lm.model import Injection, LanguageModel, LanguageModelError
 from retain.lm.packing import Packed
-from retain.lm.products import linear
+from retain.lm.products import linear, token_loss
 
 
 @dataclass(frozen=True)
@@ -222,6 +222,9 @@ class DecoderLM(LanguageModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return linear(hidden.to(self._head.dtype), self._head).float()
+
+    def token_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        return token_loss(hidden.to(self._head.dtype), self._head, labels)
 
     def decode(self, prompts: Sequence[Sequence[int]], injection: Injection | None, capacity: int) -> Decoding:
         return Decoding(self, prompts, injection, capacity)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from retain.lm.packing import Packed, targets
@@ -63,6 +64,10 @@ class LanguageModel(ABC):
     @abstractmethod
     def decode(self, prompts: Sequence[Sequence[int]], injection: Injection | None, capacity: int) -> Any:
         """Start decoding: an object with ``logits`` [B, vocabulary] of the next token and ``advance(tokens, keep)``."""
+
+    def token_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of the tokens ``labels`` [N] after the final hidden states ``hidden`` [N, width]."""
+        return F.cross_entropy(self.logits(hidden), labels)
 
     def sequence_log_likelihood(
         self, sequences: Sequence[Sequence[int]], supervised: Sequence[Sequence[bool]], injection: Injection | None = None

@@ -43,6 +43,47 @@ class _Frozen(torch.autograd.Function):
         return linear(gradients[0], ctx.weight.t()), None, None
 
 
+class _TokenLoss(torch.autograd.Function):
+    """The gradient is made beside the loss, piece by piece, so that no more than ``PIECE`` rows of logits are ever there."""
+
+    PIECE = 128
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+        loss = torch.zeros((), device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for first in range(0, len(labels), _TokenLoss.PIECE):
+            piece = slice(first, first + _TokenLoss.PIECE)
+            logits, label = linear(hidden[piece], head).float(), labels[piece, None]
+            normaliser = logits.logsumexp(1, keepdim=True)
+            loss += (normaliser - logits.gather(1, label)).sum()
+            if gradient is not None:
+                probabilities = logits.sub_(normaliser).exp_()
+                probabilities.scatter_add_(1, label, probabilities.new_full(label.shape, -1.0))
+                gradient[piece] = linear(probabilities.to(head.dtype), head.t())
+        ctx.save_for_backward(hidden, gradient)
+        ctx.head, ctx.labels = head, labels
+        return loss / len(labels)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (g,) = gradients
+        hidden, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            with torch.enable_grad():
+                loss = F.cross_entropy(linear(hidden, ctx.head).float(), ctx.labels)
+                return torch.autograd.grad(loss, hidden, g, create_graph=True)[0], None, None
+        return gradient * (g / len(ctx.labels)).to(gradient.dtype), None, None
+
+
+def token_loss(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of ``labels`` [N] under the logits ``hidden`` [N, d] times the transpose of the frozen ``head`` [V, d].
+
+    Never holds all logits: in float32 those of 1,000 tokens over a vocabulary of 49,152 are 197 MB, twice with their gradient.
+    """
+    return _TokenLoss.apply(hidden, head, labels)
+
+
 @cache
 def onednn_pays() -> bool:
     """True on an AMD processor with AVX-512 when torch has oneDNN and its product is right on a small example."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from retain.adapters import first_layer, inject, inject_trainable
 from retain.adapters.adapter import Adapter
 from retain.data.examples import Example
-from retain.lm.model import LanguageModel
+from retain.lm.model import Injection, LanguageModel
 from retain.lm.packing import Packed, targets
 
 Params = dict[str, Tensor]
@@ -47,14 +46,11 @@ class AdapterObjective:
 
     def hidden(self, examples: Sequence[Example], params: Params) -> tuple[Tensor, Packed]:
         """Final hidden states [T, width] of the packed examples."""
-        self.prepare(examples)
-        packed = Packed.of([example.tokens for example in examples], self.model.device)
         trainable = inject_trainable(params, self.sites, self.scale, self.model.dtype)
         injection = trainable
         if self._frozen_injection is not None:
             injection = type(trainable)([*self._frozen_injection.parts, *trainable.parts], self.model.dtype)
-        inputs = torch.cat([self._prefix[example.tokens] for example in examples]) if self.start else None
-        hidden = self.model.hidden(packed, injection, start=self.start, inputs=inputs)
+        hidden, packed = self._run(examples, injection)
         unused = set(self.sites) - injection.applied
         if unused:
             raise RuntimeError(f"{len(unused)} of {len(self.sites)} adapter sites were never reached, the first is {sorted(unused)[0]}")
@@ -71,17 +67,21 @@ class AdapterObjective:
         return targets(packed, [example.supervised for example in examples])[1]
 
     def loss(self, examples: Sequence[Example], params: Params) -> Tensor:
-        logits, _ = self.logits(examples, params)
-        return F.cross_entropy(logits, self.labels(examples))
+        hidden, packed = self.hidden(examples, params)
+        positions, labels = targets(packed, [example.supervised for example in examples])
+        return self.model.token_loss(hidden[positions], labels)
 
     @torch.no_grad()
     def base_logits(self, examples: Sequence[Example]) -> Tensor:
+        hidden, packed = self._run(examples, self._frozen_injection)
+        positions, _ = targets(packed, [example.supervised for example in examples])
+        return self.model.logits(hidden[positions])
+
+    def _run(self, examples: Sequence[Example], injection: Injection | None) -> tuple[Tensor, Packed]:
         self.prepare(examples)
         packed = Packed.of([example.tokens for example in examples], self.model.device)
         inputs = torch.cat([self._prefix[example.tokens] for example in examples]) if self.start else None
-        hidden = self.model.hidden(packed, self._frozen_injection, start=self.start, inputs=inputs)
-        positions, _ = targets(packed, [example.supervised for example in examples])
-        return self.model.logits(hidden[positions])
+        return self.model.hidden(packed, injection, start=self.start, inputs=inputs), packed
 
 
 def _by_tokens(sequences: Sequence[tuple[int, ...]], budget: int) -> list[list[tuple[int, ...]]]:
