@@ -9,7 +9,7 @@ import torch
 from tests.tiny_models import LLAMA, SEQUENCES, bytes_of, hugging_face, llama, lora, own, same_bytes
 
 from retain.adapters import inject
-from retain.lm.decoder import DecoderConfig, DecoderLM, initial_weights
+from retain.lm.decoder import DecoderConfig, DecoderLM, common_prefix, initial_weights
 from retain.lm.model import LanguageModelError
 from retain.lm.packing import Packed
 
@@ -138,6 +138,48 @@ def test_cached_decoding_is_the_plain_pass(adapted: bool) -> None:
             written[row].append(token)
         decoding.advance(chosen, ~torch.isin(decoding.rows, torch.tensor({2: [0], 5: [1, 3]}.get(step, [-1]))))
     assert decoding.rows.tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@torch.no_grad()
+def test_a_shared_beginning_runs_once(adapted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions about one document: each row's logits, at every step, are those of the row alone."""
+    model = llama()
+    document = [(7 * place + 3) % 61 for place in range(40)]
+    prompts = [[*document, *tokens] for tokens in SEQUENCES]
+    injection = inject([(lora(model, 1), 1.0)], model.dtype) if adapted else None
+    run: list[int] = []
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda packed, *rest, **named: run.append(packed.total) or hidden(packed, *rest, **named))
+    decoding = model.decode(prompts, injection, 60)
+    monkeypatch.undo()
+    assert run == [40, sum(map(len, SEQUENCES))]
+    written = [list(tokens) for tokens in prompts]
+    for step in range(5):
+        for place, row in enumerate(decoding.rows.tolist()):
+            alone = model.logits(model.hidden(Packed.of([written[row]]), injection))[-1]
+            torch.testing.assert_close(decoding.logits[place], alone, atol=1e-4, rtol=0)
+        chosen = decoding.logits.argmax(-1)
+        for row, token in zip(decoding.rows.tolist(), chosen.tolist(), strict=True):
+            written[row].append(token)
+        decoding.advance(chosen, decoding.rows != {1: 0, 3: 2}.get(step, -1))
+    assert decoding.rows.tolist() == [1, 3, 4]
+
+
+@torch.no_grad()
+def test_rows_with_different_adapters_share_nothing() -> None:
+    model, document = llama(), list(range(1, 41))
+    prompts = [[*document, 3], [*document, 3]]
+    logits = model.decode(prompts, inject([(lora(model, 1), [0.0, 1.0])], model.dtype), 50).logits
+    assert not torch.allclose(logits[0], logits[1], atol=1e-3)
+    torch.testing.assert_close(logits[0], model.logits(model.hidden(Packed.of(prompts[:1])))[-1], atol=1e-4, rtol=0)
+
+
+def test_common_prefix() -> None:
+    assert common_prefix([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3]], least=1) == 2  # every row keeps a token of its own
+    assert common_prefix([[1, 2], [1, 2]], least=1) == 1
+    assert common_prefix([[1, 2, 3], [1, 2, 4]], least=3) == 0
+    assert common_prefix([[1] * 100]) == 0
 
 
 def test_loading_copies_and_running_never_writes() -> None:

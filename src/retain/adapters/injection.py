@@ -51,7 +51,7 @@ class LoraInjection:
     def __init__(self, parts: Sequence[Part], dtype: torch.dtype) -> None:
         self.parts, self.dtype = tuple(parts), dtype
         self.applied: set[str] = set()
-        self._by_row = any(isinstance(part.weight, Tensor) for part in self.parts)
+        self.by_row = any(isinstance(part.weight, Tensor) for part in self.parts)
         self._known = frozenset().union(*(part.sites for part in self.parts))
         self._compiled: dict[tuple[str, ...], _Product | None] = {}
 
@@ -84,7 +84,7 @@ class LoraInjection:
                 block_a, block_b = part.stacked(tuple(group[place] for group in layers), self.dtype)
                 a.append(block_a)
                 columns.append(block_b)
-                if self._by_row:
+                if self.by_row:
                     row_weights = part.weight if isinstance(part.weight, Tensor) else torch.ones(())
                     by_row.append(row_weights.to(block_a.device, self.dtype).reshape(-1, 1).expand(-1, block_a.shape[1]))
             rank = sum(column.shape[2] for column in columns)
@@ -92,7 +92,7 @@ class LoraInjection:
             b.append(F.pad(block, (offset, total - offset - rank)) if rank < total else block)
             offset += rank
         weights = None
-        if self._by_row:
+        if self.by_row:
             rows = max(block.shape[0] for block in by_row)
             weights = torch.cat([block.expand(rows, -1) for block in by_row], 1)
         for group, down, up in zip(layers, _joined(a, 1).unbind(), _joined(b, 1).unbind(), strict=True):

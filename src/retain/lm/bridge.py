@@ -232,6 +232,8 @@ def _hook(model: TransformersLM, site: str) -> Any:
 class _Recorder:
     """An injection that changes nothing and remembers which sites were reached."""
 
+    by_row = False
+
     def __init__(self) -> None:
         self.reached: set[str] = set()
 

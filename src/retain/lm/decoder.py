@@ -254,7 +254,7 @@ class DecoderLM(LanguageModel):
         else:
             if cache is not None:
                 cache.store(layer, packed, qk[:, c.heads :], v)
-            mixed = attend(packed, qk, v)
+            mixed = attend(packed, qk, v, cache.prefix(layer) if cache is not None else None)
         x = x + self._linear(layer, "o", ("self_attn.o_proj",), mixed.reshape(x.shape[0], -1), packed, injection)
         gate_up = self._linear(layer, "gate_up", _GATE_UP, self._norm(x, fused["post_attention_layernorm"]), packed, injection)
         return x + self._linear(layer, "down", ("mlp.down_proj",), gated(gate_up), packed, injection)
@@ -278,18 +278,21 @@ def rotary_table(config: DecoderConfig) -> tuple[Tensor, Tensor]:
     return torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
 
 
-def attend(packed: Packed, qk: Tensor, v: Tensor) -> Tensor:
-    """Causal attention inside each segment: queries and keys ``qk`` [T, H + KV, D] and ``v`` [T, KV, D] -> [T, H, D]."""
+def attend(packed: Packed, qk: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Causal attention inside each segment: queries and keys ``qk`` [T, H + KV, D] and ``v`` [T, KV, D] -> [T, H, D].
+
+    ``prefix``: keys and values [KV, P, D] of P tokens that stand before every segment.
+    """
     if len(packed.groups) == 1 and len(set(packed.lengths)) == 1:
         shape = (len(packed.lengths), packed.lengths[0])
-        return _causal(qk.unflatten(0, shape), v.unflatten(0, shape)).flatten(0, 1)
+        return _causal(qk.unflatten(0, shape), v.unflatten(0, shape), prefix).flatten(0, 1)
     shapes = [group.index.shape for group in packed.groups]
     sizes = [shape.numel() for shape in shapes]
     rows = zip(shapes, pad(qk, packed).split(sizes), pad(v, packed).split(sizes), strict=True)
-    return unpad(torch.cat([_causal(a.unflatten(0, shape), b.unflatten(0, shape)).flatten(0, 1) for shape, a, b in rows]), packed)
+    return unpad(torch.cat([_causal(a.unflatten(0, shape), b.unflatten(0, shape), prefix).flatten(0, 1) for shape, a, b in rows]), packed)
 
 
-def _causal(qk: Tensor, v: Tensor) -> Tensor:
+def _causal(qk: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None) -> Tensor:
     """Causal attention over rows of equal length: ``qk`` [n, L, H + KV, D], ``v`` [n, L, KV, D] -> [n, L, H, D].
 
     Short rows go through two batched products: on a CPU that is several times faster, forward and backward, than the fused kernel
@@ -298,22 +301,26 @@ def _causal(qk: Tensor, v: Tensor) -> Tensor:
     n, length, kv, width = v.shape  # grouped queries: every key/value head serves heads / kv query heads
     heads = qk.shape[2] - kv
     q, k = qk.split([heads, kv], 2)
-    if length > (384 if v.device.type == "cpu" else 192):
+    if prefix is None and length > (384 if v.device.type == "cpu" else 192):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         k, v = k.repeat_interleave(heads // kv, 1), v.repeat_interleave(heads // kv, 1)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
     queries = (q * (1 / math.sqrt(width))).transpose(1, 2).reshape(n * kv, -1, width)  # [n KV, H/KV L, D]
-    keys, values = k.transpose(1, 2).reshape(n * kv, length, width), v.transpose(1, 2).reshape(n * kv, length, width)
-    scores = torch.bmm(queries, keys.transpose(1, 2)).float().add_(_hidden_future(length, heads // kv, v.device))
+    keys, values = k.transpose(1, 2), v.transpose(1, 2)  # [n, KV, L, D]
+    if prefix is not None:
+        keys, values = (torch.cat([p.expand(n, -1, -1, -1), x], 2) for p, x in zip(prefix, (keys, values), strict=True))
+    seen = keys.shape[2]
+    keys, values = keys.reshape(n * kv, seen, width), values.reshape(n * kv, seen, width)
+    scores = torch.bmm(queries, keys.transpose(1, 2)).float().add_(_hidden_future(length, seen, heads // kv, v.device))
     weights = torch.softmax(scores, -1).to(v.dtype)
     return torch.bmm(weights, values).view(n, heads, length, width).transpose(1, 2)
 
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
-def _hidden_future(length: int, repeats: int, device: torch.device) -> Tensor:
-    """[repeats * length, length]: minus infinity where a key comes after the query."""
-    return torch.full((length, length), -math.inf, device=device).triu(1).repeat(repeats, 1)
+def _hidden_future(length: int, seen: int, repeats: int, device: torch.device) -> Tensor:
+    """[repeats * length, seen]: minus infinity where a key comes after the query; queries are the last ``length`` of ``seen`` tokens."""
+    return torch.full((length, seen), -math.inf, device=device).triu(1 + seen - length).repeat(repeats, 1)
 
 
 class KeyValueCache:
@@ -326,6 +333,17 @@ class KeyValueCache:
         self.values = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=model.device)
         self.filled = False
+        self._shared = 0
+
+    def share(self, length: int) -> None:
+        """Give every row the first ``length`` positions of the first one."""
+        self.keys[:, 1:, :, :length] = self.keys[:, :1, :, :length]
+        self.values[:, 1:, :, :length] = self.values[:, :1, :, :length]
+        self._shared = length
+
+    def prefix(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values [KV, P, D] of the shared positions, None when there are none."""
+        return (self.keys[layer, 0, :, : self._shared], self.values[layer, 0, :, : self._shared]) if self._shared else None
 
     def store(self, layer: int, packed: Packed, k: Tensor, v: Tensor) -> None:
         """Keep the keys and values [T, KV, D] of a first pass."""
@@ -360,10 +378,14 @@ class Decoding:
             )
         self.model, self.injection = model, injection
         self.rows = torch.arange(len(prompts), device=model.device)
-        packed = Packed.of(prompts, model.device)
         self.cache = KeyValueCache(model, len(prompts), capacity)
+        shared = 0 if injection is not None and injection.by_row else common_prefix(prompts)
+        if shared:  # questions about one document: its tokens run once
+            model.hidden(Packed.of([prompts[0][:shared]], model.device), injection, cache=self.cache)
+            self.cache.share(shared)
+        packed = Packed.of([prompt[shared:] for prompt in prompts], model.device, shared)
         final = model.hidden(packed, injection, cache=self.cache)
-        self.cache.lengths = torch.tensor(packed.lengths, device=model.device)
+        self.cache.lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
         self.cache.filled = True
         self.logits = model.logits(final[packed.last])
 
@@ -377,6 +399,16 @@ class Decoding:
         final = self.model.hidden(packed, self.injection, cache=self.cache)
         self.cache.lengths += 1
         self.logits = self.model.logits(final)
+
+
+def common_prefix(prompts: Sequence[Sequence[int]], least: int = 32) -> int:
+    """How many tokens all prompts begin with, the last token of the shortest not counted; 0 when it does not pay (below ``least``)."""
+    if len(prompts) < 2:
+        return 0
+    low, high = min(map(tuple, prompts)), max(map(tuple, prompts))  # what the first and the last in order have in common, all have
+    limit = min(len(prompt) for prompt in prompts) - 1
+    found = min(limit, next((place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), limit))
+    return found if found >= least else 0
 
 
 class _Step(Packed):

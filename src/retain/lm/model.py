@@ -21,8 +21,11 @@ class Injection(Protocol):
     """Adapters compiled for one forward pass; see ``retain.adapters.inject``.
 
     Called with the sites that share the input ``x`` [T, d_in] (q, k, v together; gate, up together), their base output ``y``
-    [T, sum of d_out] and the segment number ``rows`` [T] of every token; returns the adapted output.
+    [T, sum of d_out] and the segment number ``rows`` [T] of every token; returns the adapted output. ``by_row``: whether rows differ.
     """
+
+    @property
+    def by_row(self) -> bool: ...
 
     def __call__(self, sites: tuple[str, ...], x: Tensor, y: Tensor, rows: Tensor) -> Tensor: ...
 

@@ -27,7 +27,7 @@ class Group:
 class Packed:
     """A batch of token sequences laid end to end.
 
-    ``tokens`` [T] int64; ``positions`` [T] int64, restarting at ``offset`` 0 in each segment; ``lengths``: the S segment lengths.
+    ``tokens`` [T] int64; ``positions`` [T] int64, restarting in each segment; ``lengths``: the S segment lengths.
     """
 
     tokens: Tensor
@@ -35,13 +35,13 @@ class Packed:
     lengths: tuple[int, ...]
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Packed:
-        """Pack sequences in the given order. Raises ValueError when there is none or one is empty."""
+    def of(cls, sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu", offset: int = 0) -> Packed:
+        """Pack sequences in the given order; each begins at position ``offset``. Raises ValueError when there is none or one is empty."""
         lengths = tuple(len(sequence) for sequence in sequences)
         if not lengths or min(lengths) == 0:
             raise ValueError("a packed batch needs at least one sequence and no empty one")
         tokens = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64, device=device)
-        positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+        positions = torch.cat([torch.arange(offset, offset + length, device=device) for length in lengths])
         return cls(tokens, positions, lengths)
 
     @property

@@ -151,6 +151,8 @@ class _Recorder:
 class _Watching:
     """The injection of one pass: frozen adapters as they are, the watched factors through :class:`_Squares`."""
 
+    by_row = False
+
     def __init__(
         self, recorder: _Recorder, frozen: LoraInjection | None, original: LoraInjection, sites: frozenset[str], scale: float
     ) -> None:
