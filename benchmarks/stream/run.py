@@ -241,24 +241,51 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def run_arms(options: argparse.Namespace, arms: Sequence[str], threads: int | None) -> list[dict[str, Any]]:
-    """Run some arms in this process."""
+def run_arms(options: argparse.Namespace, arms: Sequence[str], threads: int | None, save: bool = False) -> list[dict[str, Any]]:
+    """Run some arms in this process; with ``save`` the results are written after each."""
     config = configured(options)
     model = load_model(options.model, threads=threads or config.model.threads)
-    stream = squad_stream(options.squad, options.documents) if options.squad else written_stream(options.documents)
+    stream = stream_of(options)
     bench = Bench(model, stream, config)
     rows = []
     for arm in arms:
         print(f"{arm} ...", flush=True)
         rows.append(RUNNERS.get(arm, sequential_arm)(bench, arm).summary())
         show(rows[-1:])
+        if save:
+            write(options, stream, rows)
     return rows
+
+
+def stream_of(options: argparse.Namespace) -> Stream:
+    """The stream that was asked for."""
+    return squad_stream(options.squad, options.documents) if options.squad else written_stream(options.documents)
 
 
 def configured(options: argparse.Namespace) -> Config:
     """The default configuration with the seed."""
     config = load_config(None)
     return config.model_copy(update={"learn": config.learn.model_copy(update={"seed": options.seed})})
+
+
+def write(options: argparse.Namespace, stream: Stream, rows: Sequence[dict[str, Any]]) -> Path:
+    """The results as JSON, with the configuration and the machine's facts; where they are."""
+    name = "squad" if options.squad else "written"
+    target: Path = options.out or HERE.parent / "results" / f"stream-{name}-{len(stream.documents)}-seed{options.seed}.json"
+    record = {
+        "benchmark": f"stream-{name}",
+        "documents": len(stream.documents),
+        "questions": sum(map(len, stream.questions.values())),
+        "seed": options.seed,
+        "model": options.model,
+        "jobs": options.jobs,
+        "config": configured(options).model_dump(mode="json", exclude={"workspace", "model"}),
+        "machine": machine_facts(),
+        "arms": list(rows),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(record, indent=1) + "\n")
+    return target
 
 
 def main() -> None:
@@ -279,27 +306,12 @@ def main() -> None:
     if options.jobs == 2 and "default" in arms and len(arms) > 1:
         groups = [["default"], [arm for arm in arms if arm != "default"]]
     if len(groups) == 1:
-        rows = run_arms(options, arms, None)
+        rows = run_arms(options, arms, None, save=True)
     else:
         with ProcessPoolExecutor(len(groups), mp_context=get_context("spawn")) as pool:
             found = [pool.submit(run_arms, options, group, 1) for group in groups]
             rows = sorted((row for future in found for row in future.result()), key=lambda row: arms.index(row["arm"]))
-    stream = squad_stream(options.squad, options.documents) if options.squad else written_stream(options.documents)
-    name = "squad" if options.squad else "written"
-    target = options.out or HERE.parent / "results" / f"stream-{name}-{len(stream.documents)}-seed{options.seed}.json"
-    record = {
-        "benchmark": f"stream-{name}",
-        "documents": len(stream.documents),
-        "questions": sum(map(len, stream.questions.values())),
-        "seed": options.seed,
-        "model": options.model,
-        "jobs": options.jobs,
-        "config": configured(options).model_dump(mode="json", exclude={"workspace", "model"}),
-        "machine": machine_facts(),
-        "arms": rows,
-    }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(record, indent=1) + "\n")
+    target = write(options, stream_of(options), rows)
     show(rows)
     print(f"written to {target.name}")
 
