@@ -137,7 +137,7 @@ def test_cached_decoding_is_the_plain_pass(adapted: bool) -> None:
         for row, token in zip(decoding.rows.tolist(), chosen.tolist(), strict=True):
             written[row].append(token)
         decoding.advance(chosen, ~torch.isin(decoding.rows, torch.tensor({2: [0], 5: [1, 3]}.get(step, [-1]))))
-    assert decoding.rows.tolist() == [2, 4]
+    assert sorted(decoding.rows.tolist()) == [2, 4]
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -163,7 +163,7 @@ def test_a_shared_beginning_runs_once(adapted: bool, monkeypatch: pytest.MonkeyP
         for row, token in zip(decoding.rows.tolist(), chosen.tolist(), strict=True):
             written[row].append(token)
         decoding.advance(chosen, decoding.rows != {1: 0, 3: 2}.get(step, -1))
-    assert decoding.rows.tolist() == [1, 3, 4]
+    assert sorted(decoding.rows.tolist()) == [1, 3, 4]
 
 
 @torch.no_grad()

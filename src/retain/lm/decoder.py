@@ -362,13 +362,22 @@ class KeyValueCache:
         out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=visible[:, None, None, :])
         return out.flatten(1, 2)
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all but the given rows."""
-        self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
+    def keep(self, rows: Tensor) -> Tensor:
+        """Drop all but the given rows: the last move into the gaps, nothing else is copied. Returns the old numbers in the new order."""
+        count = len(rows)
+        order = torch.arange(count, device=rows.device)
+        gaps = ~torch.isin(order, rows)
+        moved = rows[rows >= count]
+        order[gaps] = moved
+        for tensor in (self.keys, self.values):
+            tensor[:, gaps.nonzero(as_tuple=True)[0]] = tensor[:, moved]
+        self.keys, self.values, self.lengths = self.keys[:, :count], self.values[:, :count], self.lengths[order]
+        return order
 
 
 class Decoding:
-    """A batch of sequences being continued. ``logits`` [B, vocabulary] are those of the next token of every live row."""
+    """A batch of sequences being continued: ``rows`` [B], the numbers of the live ones, in an order that may change when some end, and
+    ``logits`` [B, vocabulary], those of the next token of each."""
 
     def __init__(self, model: DecoderLM, prompts: Sequence[Sequence[int]], injection: Injection | None, capacity: int) -> None:
         longest = max(len(prompt) for prompt in prompts)
@@ -392,9 +401,8 @@ class Decoding:
     def advance(self, tokens: Tensor, keep: Tensor | None = None) -> None:
         """Append one token [B] to every row, then drop the rows not in ``keep`` [B] bool before computing the next logits."""
         if keep is not None and not bool(keep.all()):
-            chosen = keep.nonzero(as_tuple=True)[0]
-            tokens, self.rows = tokens[chosen], self.rows[chosen]
-            self.cache.keep(chosen)
+            order = self.cache.keep(keep.nonzero(as_tuple=True)[0])
+            tokens, self.rows = tokens[order], self.rows[order]
         packed = _Step(tokens, self.cache.lengths.clone(), self.rows)
         final = self.model.hidden(packed, self.injection, cache=self.cache)
         self.cache.lengths += 1
