@@ -1,6 +1,6 @@
 """``python -m benchmarks``: the benchmarks that take minutes, one after another; ``python -m benchmarks NAME`` runs one.
 
-``stream`` takes much longer and runs only by name.
+``stream`` and ``growth`` take much longer and run only by name.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-QUICK = ("replay_sampling", "fisher", "adapters")
-ALL = {**{name: f"benchmarks.{name}" for name in QUICK}, "stream": "benchmarks.stream.run"}
+QUICK = ("replay_sampling", "fisher", "adapters", "engine")
+ALL = {**{name: f"benchmarks.{name}" for name in QUICK}, "stream": "benchmarks.stream.run", "growth": "benchmarks.growth"}
 
 
 def main() -> int:

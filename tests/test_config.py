@@ -82,7 +82,8 @@ def test_numbers_are_numbers(user: Path) -> None:
         ("learn: {learning_rate: .nan}", "learn.learning_rate: must be a finite number"),
         (
             "learn: {layers: some}",
-            "learn.layers: must be 'all', 'last-two-thirds', 'last-half', 'last-third' or 'last-quarter' or must be a valid integer"),
+            "learn.layers: must be 'all', 'last-two-thirds', 'last-half', 'last-third' or 'last-quarter' or must be a valid integer",
+        ),
         ("retention: {ewc: {lambda: -1}}", "retention.ewc.lambda: must be greater than or equal to 0, not -1"),
         ("model: {device: gpu}", "model.device: must be 'auto', 'cpu', 'cuda' or 'mps', not 'gpu'"),
         ("learn: 5", "learn: must hold `key: value` entries"),

@@ -6,6 +6,7 @@ is downloaded, and retain itself comes from the wheel.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tests.tiny import tiny_documents, tiny_questions
 
 import retain
 
@@ -80,4 +82,22 @@ def test_it_runs_outside_the_repository(installed: Path, tmp_path: Path) -> None
     assert retain.__version__ in _run([installed / "retain", "--version"], cwd=tmp_path)
 
 
-# Place for: learn a document and ask about it with the installed wheel (mark it `embedded`, take `installed` and `tmp_path`).
+def test_it_learns_a_document_and_answers(installed: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    title, text = tiny_documents()[0]
+    (tmp_path / "note.md").write_text(f"# {title}\n\n{text}\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    settings = {
+        "model": {"precision": "float32", "cache_dir": str(tmp_path / "cache")},
+        "learn": {"rank": 8, "alpha": 16.0, "layers": "all", "epochs": 12, "learning_rate": 5e-3},
+        "route": {"least_bits": 2.0, "threshold": 0.4},
+    }
+    (work / "config.yaml").write_text(json.dumps(settings))
+    program = [installed / "retain", "--workspace", work, "--json"]
+    (update,) = json.loads(_run([*program, "learn", "note.md", "--model", tiny_model_dir], cwd=tmp_path))
+    learned = update["certificate"]["learned"]
+    assert update["status"] == "committed" and learned["recall_after"] > learned["recall_before"], update
+    fact = tiny_questions(0)[0]
+    answer = json.loads(_run([*program, "ask", "--no-retrieval", fact.wordings[-1]], cwd=tmp_path))
+    assert fact.answer in answer["text"] and answer["adapters"] == update["documents"]
+    assert json.loads(_run([*program, "verify"], cwd=tmp_path))["ok"]

@@ -87,8 +87,7 @@ LAST = (
     "Colby Drake Esker"
 ).split()
 TOWNS = (
-    "Dorvan Bellit Karsund Elmora Vintry Holbek Ostrava Marnock Quendal Ruthin Tarvik Lumsey Ganthor Pelworm Ashby Norrick Zelbach "
-    "Ivarn"
+    "Dorvan Bellit Karsund Elmora Vintry Holbek Ostrava Marnock Quendal Ruthin Tarvik Lumsey Ganthor Pelworm Ashby Norrick Zelbach Ivarn"
 ).split()
 JOBS = "baker weaver sailor miller tailor potter smith teacher printer gardener barber carpenter fisher hunter doctor clerk".split()
 ANIMALS = "heron goat otter hound parrot tortoise pony ferret falcon hen donkey rabbit".split()
@@ -230,7 +229,9 @@ def build_tokenizer() -> Any:
     )
     segments = (segment for _ in range(2000) for segment in re.split(r"<\|im_\w+\|>|\0", next(texts)) if segment)
     tokenizer.train_from_iterator((f" {segment.lstrip(' ')}" for segment in segments), trainer)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[1], additional_special_tokens=special[:1], pad_token=special[1])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=special[1], additional_special_tokens=special[:1], pad_token=special[1]
+    )
     wrapped.chat_template = TEMPLATE
     return wrapped
 

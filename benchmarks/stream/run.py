@@ -97,7 +97,8 @@ def squad_stream(path: Path, limit: int) -> Stream:
         if len(passage.questions) >= 4 and len(passage.text.split()) >= 90:
             seen.setdefault(passage.title, passage)
     chosen = list(seen.values())[:limit]
-    documents = [passage.to_document("squad") for passage in chosen]
+    # without the questions as pairs, which would be trained on
+    documents = [Document.from_text(passage.text, passage.title, "squad") for passage in chosen]
     questions = {
         document.id: [Probe(document.id, item.question, item.answer, tuple(item.aliases)) for item in passage.questions]
         for document, passage in zip(documents, chosen, strict=True)
@@ -246,6 +247,8 @@ def run_arms(options: argparse.Namespace, arms: Sequence[str], threads: int | No
     config = configured(options)
     model = load_model(options.model, threads=threads or config.model.threads)
     stream = stream_of(options)
+    if any(document.pairs for document in stream.documents):
+        raise ValueError("a document of the stream brings questions of its own: they would be trained on")
     bench = Bench(model, stream, config)
     rows = []
     for arm in arms:

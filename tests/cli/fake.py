@@ -87,6 +87,7 @@ class AdapterInfo(Plain):
     parameters: int
     bytes: int
     enabled: bool = True
+    bytes_per_document: int | None = None
 
 
 def certificate(document: str, title: str, number: int, verdict: str = "passed") -> dict[str, Any]:
@@ -115,6 +116,15 @@ def certificate(document: str, title: str, number: int, verdict: str = "passed")
         "versions": {"retain": "0.1.0"},
         "created_at": WHEN,
         "hash": "5f" * 32,
+    }
+
+
+def _scores() -> dict[str, Any]:
+    """What a consolidation kept."""
+    return {
+        "learned": {"probes": 12, "recall_when_learned": 0.92, "recall_before": 0.92, "recall_after": 0.9, "forgetting": 0.02},
+        "kept": {"forgetting": 0.02, "control_perplexity_before": 18.71, "control_perplexity_after": 18.71, "perplexity_rise": 0.0},
+        "gate": {"limits": {"max_forgetting": 0.05, "max_perplexity_rise": 0.01}, "verdict": "passed", "attempts": 1, "reason": ""},
     }
 
 
@@ -148,7 +158,11 @@ class ContinualLM:
         self.world.calls.append(("learn_all", {"paths": paths, **options}))
         made = []
         for path in paths:
-            document = path if isinstance(path, Document) else Document.from_text(path.read_text(), options.get("title"), str(path))
+            document = (
+                path
+                if isinstance(path, Document)
+                else Document.from_text(path.read_text(), options.get("title"), str(path), domain=options.get("domain") or "general")
+            )
             made.append(self._learn(document, bool(options.get("dry_run"))))
         return made
 
@@ -194,7 +208,7 @@ class ContinualLM:
         tell(Event("commit", f"{document.title} [learned]"))
         sites = [f"model.layers.{layer}.self_attn.q_proj" for layer in (22, 23)]
         name = f"a{number}"
-        world.adapters[name] = AdapterInfo(name, "ab" * 32, document.domain, [document.id], 8, sites, 1_216_000, 2_432_000)
+        world.adapters[name] = AdapterInfo(name, "ab" * 32, document.domain, [document.id], 8, sites, 1_216_000, 2_432_000, True, 2_432_000)
         return update
 
     def ask(self, question: str, **options: Any) -> Answer:
@@ -247,6 +261,30 @@ class ContinualLM:
     def merge(self, names: list[str], method: str = "ties", into: str = "") -> Update:
         self.world.calls.append(("merge", {"names": names, "method": method, "into": into}))
         return self._record("merge")
+
+    def consolidate(self, domain: str | None = None) -> Update | None:
+        world = self.world
+        world.calls.append(("consolidate", {"domain": domain}))
+        joined = [adapter for adapter in world.adapters.values() if domain in (None, adapter.domain)]
+        if len(joined) < 2:
+            return None
+        size, documents = sum(adapter.bytes for adapter in joined), [key for adapter in joined for key in adapter.documents]
+        update = self._record("consolidate")
+        update.documents = documents
+        facts = {"domain": joined[0].domain, "into": "shared", "documents": len(documents), "single": len(joined), "grown": False}
+        facts |= {"adapters_before": len(joined), "adapters_after": 1, "bytes_before": size, "bytes_after": joined[0].bytes}
+        sizes = (("before", size), ("after", joined[0].bytes))
+        facts |= {f"bytes_per_document_{when}": round(value / len(documents)) for when, value in sizes}
+        update.certificate = {"documents": [{"id": key} for key in documents], "consolidated": facts, **_scores()}
+        if world.reject:
+            update.status = "rejected"
+            update.reason = world.reject
+            return update
+        for adapter in joined:
+            del world.adapters[adapter.name]
+        shared = dataclasses.replace(joined[0], name="shared", documents=documents, bytes_per_document=joined[0].bytes // len(documents))
+        world.adapters["shared"] = shared
+        return update
 
     def export_adapter(self, name: str, directory: Path) -> None:
         directory.mkdir(parents=True)

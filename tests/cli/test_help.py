@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from retain.cli.main import app
 BUDGET = 0.5  # seconds
 SPELLED = {
     "learn": "--pending --dry-run --domain --importance --title --learner --model --questions",
+    "consolidate": "--domain",
     "ask": "--max-tokens --temperature --no-retrieval --sources",
     "chat": "",
     "demo": "",
@@ -60,6 +62,13 @@ def test_the_list_above_is_complete() -> None:
     flat = {name for _, commands in main._COMMANDS for name, _ in commands} | {"doctor"}
     nested = {f"{group} {name}" for group, _, commands in main._GROUPS for name, _ in commands}
     assert flat | nested == set(SPELLED)
+
+
+def test_every_way_of_merging_is_named() -> None:
+    from retain.adapters.merging import MERGE_METHODS
+
+    result = CliRunner().invoke(app, ["adapters", "merge", "-h"], prog_name="retain")
+    assert set(MERGE_METHODS) <= set(re.findall(r"\w+", result.stdout))
 
 
 @pytest.mark.parametrize("words", [[], ["adapters"], ["checkpoint"], ["model"], ["config"]])
@@ -121,6 +130,7 @@ def test_without_a_command_and_a_terminal_it_is_the_help(retain: Any) -> None:
 
 
 def test_completion(retain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # the shell by its name, not by the parent process
     assert "complete" in retain("--show-completion", "bash").stdout
     monkeypatch.setenv("_RETAIN_COMPLETE", "complete_bash")
     for words, position, expected in (("retain che", "1", "checkpoint"), ("retain config set learn.ba", "3", "learn.batch_tokens")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tests.tiny import known_questions, tiny_documents, tiny_questions
 from retain.config import Config, load_config
 from retain.data.document import Document
 from retain.data.errors import DataError
-from retain.workspace import Conflict, Locked, NotFound, WriterLock
+from retain.workspace import Conflict, Locked, NotFound, WorkspaceError, WriterLock
 from retain.workspace.continual import ContinualLM
 
 
@@ -92,6 +93,25 @@ def test_a_reopened_workspace_answers_the_same(tmp_path: Path, tiny_model: Any, 
         before = [lm.ask(item.wordings[-1], retrieval=False).text for item in tiny_questions(0)]
     with ContinualLM.open(tmp_path / "w", tiny_model, config=settings) as again:
         assert [again.ask(item.wordings[-1], retrieval=False).text for item in tiny_questions(0)] == before
+
+
+def test_a_base_in_a_folder_is_found_again_and_may_move(tmp_path: Path, tiny_model_dir: Path) -> None:
+    question = known_questions()[0]
+    first, second = tmp_path / "models" / "tiny", tmp_path / "elsewhere"
+    shutil.copytree(tiny_model_dir, first)
+
+    def answer(**options: Any) -> str:
+        settings = {"model": {"precision": "float32", "cache_dir": str(tmp_path / "cache")} | options.pop("configured", {})}
+        with ContinualLM.open(tmp_path / "w", config=load_config(None, settings), **options) as lm:
+            return lm.ask(question.wordings[0]).text
+
+    told = answer(model=str(first))
+    assert answer() == told
+    first.rename(second)
+    with pytest.raises(WorkspaceError, match="models/tiny any more"):
+        answer()
+    assert answer(configured={"name": str(second)}) == told
+    assert answer() == told, "where it is now was not remembered"
 
 
 def test_a_refused_update_changes_nothing(tmp_path: Path, tiny_model: Any, settings: Config) -> None:

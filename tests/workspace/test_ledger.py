@@ -148,6 +148,9 @@ def test_the_base_model_is_bound_once(ledger: Ledger) -> None:
     ledger.bind_base("tiny", "f" * 64)
     ledger.bind_base("tiny", "f" * 64)
     assert ledger.meta()["base"] == {"name": "tiny", "fingerprint": "f" * 64}
+    for place in ("/models/tiny", "/elsewhere/tiny", ""):
+        ledger.bind_base("tiny", "f" * 64, place)
+    assert ledger.meta()["base"] == {"name": "tiny", "fingerprint": "f" * 64, "place": "/elsewhere/tiny"}
     with pytest.raises(Conflict, match="tiny"):
         ledger.bind_base("other", "e" * 64)
 

@@ -149,7 +149,7 @@ def test_forgetting_does_not_overlook_checkpoints(ledger: Ledger, learn: Learn) 
     learn("d2")
     ledger.save_checkpoint("with-d2")
     after = without(ledger, "d2")
-    with pytest.raises(Conflict, match="with-d2"):
+    with pytest.raises(Conflict, match="checkpoints with-d2: delete them too with --drop-checkpoints"):
         ledger.forget_document("d2", ledger.head(), after)
     assert len(ledger.list_checkpoints()) == 2
     ledger.forget_document("d2", ledger.head(), after, drop_checkpoints=True)

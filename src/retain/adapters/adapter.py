@@ -87,6 +87,11 @@ class Adapter:
         """Number of values in all tensors."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
+    @property
+    def byte_count(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
     def scaled(self, factor: float) -> Adapter:
         """The same adapter with its effect multiplied by ``factor`` (by alpha: the tensors stay)."""
         return Adapter(self.tensors, replace(self.spec, alpha=self.spec.alpha * factor))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+COMMON_BITS = 9.0  # up to this surprise a word is one that everybody uses: it carries nothing
 _WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
 _FUNCTION = frozenset(
     [
@@ -211,19 +212,30 @@ class Surprise:
         self.bits: Callable[[str], float] = bits
 
 
+def telling(prompt: str, surprise: Surprise) -> dict[str, tuple[str, float]]:
+    """The words of a prompt that say what it is about: stem -> (word, bits above those of words that everybody uses)."""
+    found = {key: (form, surprise.bits(form) - COMMON_BITS) for key, form in content_words(prompt).items()}
+    return {key: (form, bits) for key, (form, bits) in found.items() if bits > 0}
+
+
 def match(prompt: str, candidates: Mapping[str, str], surprise: Surprise) -> list[Match]:
     """Score candidate documents (id -> text) for a prompt, best first."""
-    words = content_words(prompt)
-    weights = {key: max(0.0, surprise.bits(form) - 9.0) for key, form in words.items()}  # words that everybody uses carry nothing
+    weights = {key: bits for key, (_, bits) in telling(prompt, surprise).items()}
     total = sum(weights.values())
     if total == 0:
         return []
     found = []
     for document, text in candidates.items():
-        present = content_words(text)
+        present = _stems(text)
         covered = sum(weight for key, weight in weights.items() if key in present)
         found.append(Match(document, covered / total, covered))
     return sorted(found, key=lambda item: (-item.bits, item.document))
+
+
+@lru_cache(maxsize=512)
+def _stems(text: str) -> frozenset[str]:
+    """Stems of the content words of a document, which is looked at for many prompts."""
+    return frozenset(content_words(text))
 
 
 def route(matches: Sequence[Match], *, threshold: float, margin: float, most: int, least_bits: float = 12.0) -> Route:

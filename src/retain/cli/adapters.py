@@ -19,7 +19,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of an adapter (s
 
 @command(("retain adapters list", "all adapters"), ("retain adapters list --json", "for programs"))
 def list_adapters(here: Session) -> None:
-    """The adapters, with domain, size and documents."""
+    """The adapters, with domain, documents, size, and size for each document."""
     adapters = list(here.open().adapters)
     if here.json:
         here.emit(adapters)
@@ -27,17 +27,23 @@ def list_adapters(here: Session) -> None:
     if not adapters:
         here.out.print("no adapter yet: retain learn FILE")
         return
+    from retain.cli.certificates import few
     from retain.cli.history import names
-    from retain.cli.output import amount, data_size, shorten, table
+    from retain.cli.output import amount, count, data_size, table
 
     titles = names(here.open())
-    rows = table("adapter", "learned from", "domain", "rank", "parameters", "size", "in use", right=("rank", "parameters", "size"))
+    figures = ("rank", "parameters", "size", "a document")
+    rows = table("adapter", "learned from", "domain", *figures, "in use", right=figures)
     for adapter in adapters:
-        learned = Text(", ".join(shorten(titles.get(document) or document) for document in adapter.documents) or "imported")
-        sizes = (str(adapter.rank), amount(adapter.parameters), data_size(adapter.bytes))
+        learned = Text(few([titles.get(document) or document for document in adapter.documents]) or "imported")
+        sizes = (str(adapter.rank), amount(adapter.parameters), data_size(adapter.bytes), data_size(adapter.bytes_per_document))
         in_use = Text("yes", style="green") if adapter.enabled else Text("no", style="yellow")
         rows.add_row(adapter.name, learned, adapter.domain, *sizes, in_use)
     here.out.print(rows)
+    used = [adapter for adapter in adapters if adapter.enabled and adapter.documents]
+    documents, size = len({key for adapter in used for key in adapter.documents}), sum(adapter.bytes for adapter in used)
+    if documents:
+        here.note(f"{count(documents, 'document')} in {count(len(used), 'adapter')}: {data_size(size / documents)} a document")
 
 
 @command(("retain adapters show travel-policy", "one adapter"))
@@ -60,6 +66,7 @@ def show_adapter(here: Session, name: Name) -> None:
         ("rank", Text(str(adapter.rank))),
         ("sites", Text(sites(adapter.sites))),
         ("size", Text(f"{amount(adapter.parameters)} parameters, {data_size(adapter.bytes)}")),
+        ("a document", Text(data_size(adapter.bytes_per_document))),
         ("in use", Text(words(adapter.enabled), style="green" if adapter.enabled else "yellow")),
     ]
     here.out.print(facts(rows))
@@ -73,7 +80,7 @@ def merge(
     here: Session,
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Adapters to merge.")],
     into: Annotated[str, typer.Option(help="Name of the merged adapter.", metavar="NAME")],
-    method: Annotated[str, typer.Option(help="Way of merging: linear, ties, dare.", metavar="METHOD")] = "ties",
+    method: Annotated[str, typer.Option(help="Way of merging: concatenate, linear, ties, dare.", metavar="METHOD")] = "ties",
 ) -> None:
     """Merge adapters into a new one."""
     if len(names) < 2:

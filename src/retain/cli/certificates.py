@@ -34,13 +34,36 @@ if TYPE_CHECKING:
 STATUS = {"committed": "green", "rejected": "red", "unchanged": "yellow", "reverted": "yellow", "dry-run": "cyan"}
 PANEL_WIDTH = 110
 ROOMY = 104  # columns from which on a table shows everything
-_DONE = {"learn": "learned", "revert": "went back", "forget": "forgotten", "merge": "merged", "import": "imported", "enable": "switched"}
+_NAMED = 3  # of more documents than this a line names two and says how many more there are
+_LISTED = 12  # documents that a certificate lists
+_DONE = {
+    "learn": "learned", "consolidate": "joined", "revert": "went back", "forget": "forgotten", "merge": "merged", "import": "imported",
+    "enable": "switched",
+}  # fmt: skip
 _LIMITS = {"max_forgetting": "forgetting ≤", "max_perplexity_rise": "perplexity rise ≤", "min_recall_gain": "recall gain ≥"}
 
 
 def titles(update: Update, names: Mapping[str, str]) -> str:
     """What an update is about, in the words of its documents' titles."""
-    return ", ".join(shorten(title) for title in title_list(update, names)) or DASH
+    return few(title_list(update, names)) or DASH
+
+
+def few(names: Sequence[str]) -> str:
+    """Names in a line; of many the first two and how many more there are."""
+    shown = [shorten(name) for name in (names if len(names) <= _NAMED else names[: _NAMED - 1])]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
+
+
+def consolidated_text(update: Update) -> str:
+    """ "16 adapters of law became shared-law: 6.5 MB → 0.4 MB a document"; empty for an update that was no consolidation."""
+    facts = _part(update.certificate, "consolidated")
+    if not facts:
+        return ""
+    joined = f"{count(int(facts['adapters_before']), 'adapter')} of {facts['domain']}"
+    if update.status == "rejected":
+        return f"{joined} stay as they are"
+    sizes = [data_size(facts[f"bytes_per_document_{when}"]) for when in ("before", "after")]
+    return f"{joined} became {facts['into']}: {' → '.join(sizes)} a document"
 
 
 def title_list(update: Update, names: Mapping[str, str]) -> list[str]:
@@ -70,6 +93,8 @@ def updates_table(updates: Sequence[Update], names: Mapping[str, str], width: in
         certificate = update.certificate
         learned, kept, limits = _part(certificate, "learned"), _part(certificate, "kept"), _part(_part(certificate, "gate"), "limits")
         about = Text(titles(update, names))
+        if shared := consolidated_text(update):
+            about.append(f"\n{shared}", style="dim")
         if update.reason and update.status != "committed":
             about.append(f"\n{update.reason}", style="dim")
         cells: dict[str, RenderableType] = {
@@ -103,12 +128,16 @@ def certificate_panel(update: Update, names: Mapping[str, str]) -> RenderableTyp
     """Everything that an update's certificate says."""
     certificate = update.certificate
     about: list[RenderableType] = []
-    for document, title in zip(map(_id_of, update.documents), title_list(update, names), strict=True):
+    entries = list(zip(map(_id_of, update.documents), title_list(update, names), strict=True))
+    for document, title in entries[:_LISTED]:
         about.append(Text.assemble((title, "bold"), (f"  {document}" if title != document else "", "dim")))
+    if len(entries) > _LISTED:
+        about.append(Text(f"and {len(entries) - _LISTED} more", style="dim"))
     if update.reason:
         about.append(Text(update.reason, style=STATUS.get(update.status, "")))
     rows: list[tuple[str, RenderableType]] = []
     sections: tuple[tuple[str, RenderableType | None], ...] = (
+        ("adapters", _consolidated(_part(certificate, "consolidated"))),
         ("learned", _learned(_part(certificate, "learned"))),
         ("kept", _kept(_part(certificate, "kept"), _part(_part(certificate, "gate"), "limits"))),
         ("gate", _gate(_part(certificate, "gate"), update.reason)),
@@ -132,6 +161,13 @@ def summary_line(updates: Sequence[Update]) -> str:
         word = result(update).plain
         kinds[word] = kinds.get(word, 0) + 1
     return ", ".join(f"{number_of} {word}" for word, number_of in kinds.items())
+
+
+def _consolidated(facts: Mapping[str, Any]) -> RenderableType | None:
+    if not facts:
+        return None
+    rows = (("number", "adapters", amount), ("together", "bytes", data_size), ("a document", "bytes_per_document", data_size))
+    return _lines((name, change(facts[f"{key}_before"], facts.get(f"{key}_after"), show, better=-1), "") for name, key, show in rows)
 
 
 def _learned(learned: Mapping[str, Any]) -> RenderableType | None:

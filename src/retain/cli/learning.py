@@ -73,6 +73,38 @@ def learn(
         raise typer.Exit(REFUSED)
 
 
+@command(
+    ("retain consolidate", "in the domain with the most adapters"),
+    ("retain consolidate --domain law", "the documents of one domain"),
+    ("retain consolidate --json", "for programs"),
+)
+def consolidate(
+    here: Session,
+    domain: Annotated[str | None, typer.Option(help="Domain to consolidate (default: that with most adapters).", metavar="NAME")] = None,
+) -> None:
+    """Let the documents of a domain share one adapter.
+
+    One adapter is trained on all of them together, starting from the one that they share already. It is asked what the documents
+    taught and checked like everything that is learned; then it takes the place of theirs, or nothing is changed.
+    `retain revert` brings the separate adapters back.
+
+    Exit code 3: it was refused, because more would be lost than the gate allows.
+    """
+    from retain.cli.certificates import consolidated_text
+    from retain.cli.history import told
+    from retain.cli.progress import watching
+
+    lm = here.open()
+    with watching(here):
+        update = lm.consolidate(domain)
+    if update is not None:
+        told(here, update, consolidated_text(update))
+    elif here.json:
+        here.emit(None)
+    else:
+        here.out.print(f"nothing to consolidate: {domain or 'no domain'} has fewer than two adapters to join", markup=False, soft_wrap=True)
+
+
 def gather(here: Session, paths: Sequence[Path], title: str | None = None) -> list[Path | Document]:
     """The paths, checked to exist, with standard input as a document."""
     from retain.data import Document, read_path

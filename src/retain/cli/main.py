@@ -37,7 +37,10 @@ def demo(here: Session) -> None:
 app = typer.Typer(name="retain", invoke_without_command=True, epilog=examples_text(_EXAMPLES), pretty_exceptions_enable=False, **_HELP)
 
 _COMMANDS: tuple[tuple[str, Commands], ...] = (
-    ("Learn and ask", (("learn", learning.learn), ("ask", asking.ask), ("chat", asking.chat), ("demo", demo))),
+    (
+        "Learn and ask",
+        (("learn", learning.learn), ("consolidate", learning.consolidate), ("ask", asking.ask), ("chat", asking.chat), ("demo", demo)),
+    ),
     (
         "Inspect and undo",
         (

@@ -22,6 +22,7 @@ from retain.config.schema import (
     RetentionConfig,
     RouteConfig,
     StudyConfig,
+    TeacherConfig,
 )
 from retain.config.settings import Setting, describe
 from retain.config.values import parse_yaml
@@ -43,6 +44,7 @@ __all__ = [
     "RouteConfig",
     "Setting",
     "StudyConfig",
+    "TeacherConfig",
     "describe",
     "load_config",
     "parse_yaml",

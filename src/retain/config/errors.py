@@ -35,7 +35,7 @@ def explain(error: ValidationError, where: str, known: Sequence[str]) -> ConfigE
         return unknown_key(where, key, known)
     same = [detail for detail in details if _dotted(detail, known) == key]
     problem = " or ".join(dict.fromkeys(_lower(detail["msg"]) for detail in same))
-    given = "" if first["type"] == "model_type" else f", not {first['input']!r}"
+    given = "" if first["type"] in ("model_type", "secret") else f", not {first['input']!r}"
     return ConfigError(f"{where}: {key}: {problem}{given}")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 
 def _split(value: object) -> object:
@@ -53,13 +56,44 @@ class ModelConfig(Section):
         return value.expanduser() if value else None
 
 
+class TeacherConfig(Section):
+    """A larger model behind an OpenAI-compatible API that writes study questions. Its key stays in the environment."""
+
+    url: str | None = Field(None, description="Address of the API, up to where /chat/completions follows: http://localhost:11434/v1")
+    model: str | None = Field(None, description="Name that the API knows the model by")
+    timeout: Positive = Field(120.0, description="Longest time for one request, in seconds")
+    key_env: str | None = Field("OPENAI_API_KEY", description="Environment variable that holds the key; null sends none")
+    max_tokens: Count = Field(4096, description="Longest answer to one request, in tokens")
+    retries: Whole = Field(3, description="Further tries when the API is busy, fails or cannot be reached")
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise PydanticCustomError("secret", "must hold no user, key or query: the key is read from the environment")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or re.search(r"\s", value):
+            raise ValueError("must be an address such as http://localhost:11434/v1")
+        return value.rstrip("/").removesuffix("/chat/completions")
+
+    @field_validator("key_env")
+    @classmethod
+    def _name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise PydanticCustomError("secret", "must be the name of an environment variable, not the key itself")
+        return value
+
+
 class StudyConfig(Section):
     """How a document becomes study material."""
 
     rules: bool = Field(True, description="Write questions, clozes and rewordings by rules; works with every model")
-    writer: Literal["auto", "none", "model"] = Field(
-        "auto", description="Who writes more questions: the base where it has a study skill (auto), the base, nobody"
+    writer: Literal["auto", "none", "model", "teacher"] = Field(
+        "auto", description="Who writes more questions: the base where it has a study skill (auto), the base, a teacher, nobody"
     )
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig, description="A larger model that writes questions")
     questions_per_fact: Count = Field(4, description="Differently worded questions for each fact")
     held_out_fraction: Fraction = Field(
         0.25, description="Share of the facts with one wording kept out of training, to measure what was learned"
@@ -85,6 +119,9 @@ class LearnConfig(Section):
     weight_decay: NonNegative = Field(0.0, description="Weight decay of AdamW")
     clip: Positive = Field(1.0, description="Largest gradient norm")
     seed: Whole = Field(0, description="Seed of everything random in an update")
+    consolidate_after: Whole = Field(
+        0, description="Adapters of single documents in a domain after which they become one shared adapter; 0 means never"
+    )
     domain: str = Field("general", description="Domain given to documents that name none")
     importance: Fraction = Field(0.5, description="Importance given to documents that name none, 0 to 1")
 

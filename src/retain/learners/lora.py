@@ -16,6 +16,8 @@ from retain.retention.base import Retention, Task
 from retain.training.loop import Progress, TrainingReport, TrainingSettings, train
 from retain.training.objective import AdapterObjective
 
+PREFIX_BYTES = 1 << 30  # hidden states below the first trained layer are kept up to this size; many documents at once have more
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -33,6 +35,11 @@ def settings_of(config: LearnConfig) -> TrainingSettings:
     )  # fmt: skip
 
 
+def sites_of(model: LanguageModel, config: LearnConfig) -> tuple[str, ...]:
+    """The places of an adapter in the model, from the configuration."""
+    return select_sites(model, config.layers, config.targets[0] if len(config.targets) == 1 else config.targets)
+
+
 def train_adapter(
     model: LanguageModel, name: str, examples: Sequence[Example], config: LearnConfig, *, skill: Adapter | None = None,
     retention: Sequence[Retention] = (), start: Mapping[str, Tensor] | None = None, lineage: Mapping[str, Any] | None = None,
@@ -44,14 +51,16 @@ def train_adapter(
     Retention methods that go on from task to task (EWC, replay, DER++ ...) are told of
     the finished task. Raises TrainingError (see :func:`retain.training.loop.train`).
     """
-    targets = config.targets[0] if len(config.targets) == 1 else config.targets
-    sites = select_sites(model, config.layers, targets)
+    sites = sites_of(model, config)
     params = (
         {name: tensor.float().clone() for name, tensor in start.items()}
         if start
         else new_lora(model, sites, config.rank, config.alpha, config.seed)
     )
-    objective = AdapterObjective(model, sites, config.alpha / config.rank, [(skill, 1.0)] if skill else [])
+    prefix = sum(len(example.tokens) for example in examples) * model.width * model.dtype.itemsize
+    objective = AdapterObjective(
+        model, sites, config.alpha / config.rank, [(skill, 1.0)] if skill else [], cache_prefix=prefix <= PREFIX_BYTES
+    )
     task = Task(name, examples, objective)
     report = train(task, params, settings_of(config), retention, on_step)
     for method in retention:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from retain.adapters import Adapter, inject
 from retain.config import StudyConfig
 from retain.data.document import Document
 from retain.data.examples import Example, dialogue_examples, question_example, text_examples
-from retain.data.selfstudy import StudyItem, hold_out, study_items, write_items
+from retain.data.selfstudy import StudyItem, grounded, hold_out, study_items, write_items
+from retain.learners.teacher import teacher_items
 from retain.lm.generation import Sampling, generate
 from retain.lm.model import LanguageModel
 
@@ -50,18 +52,29 @@ def write_questions(model: LanguageModel, skill: Adapter | None, document: Docum
     return write_items(write, document.title, document.text, per_sentence=per_sentence, seed=seed)
 
 
+def own_questions(document: Document, fraction: float, seed: int) -> list[StudyItem]:
+    """The user's pairs as items. Of those whose answer stands in the text, which teaches it too, a share is held out."""
+    items = [StudyItem(pair.question, pair.answer, "question", pair.answer, pair.answer) for pair in document.pairs]
+    taught = [n for n, item in enumerate(items) if document.kind != "pairs" and grounded(item.fact, document.text)]
+    held = random.Random(seed).sample(taught, round(fraction * len(taught)))
+    return [replace(item, held_out=n in held) for n, item in enumerate(items)]
+
+
 def build_study(model: LanguageModel, skill: Adapter | None, document: Document, config: StudyConfig, seed: int = 0) -> StudySet:
     """Make the study set of a document: the user's own question/answer pairs, questions by rules, and questions by the model.
 
-    ``config.writer`` "auto" lets the model write when it has the study skill. Raises ValueError when nothing can be studied.
+    ``config.writer`` "auto" lets the model write when it has the study skill, "teacher" a larger model elsewhere. Raises ValueError when
+    nothing can be studied, TeacherError when the teacher cannot be asked.
     """
-    items: list[StudyItem] = [StudyItem(pair.question, pair.answer, "question", pair.answer, pair.answer) for pair in document.pairs]
+    items = own_questions(document, config.held_out_fraction, seed)
     if document.kind not in ("pairs", "dialogue"):
         if config.rules:
             limit = max(LEAST_RULE_ITEMS, round(RULE_ITEMS_PER_WORD * len(document.text.split())))
             items += study_items(document.title, document.text, limit=limit, seed=seed)
         if config.writer == "model" or (config.writer == "auto" and skill is not None):
             items += write_questions(model, skill, document, config.questions_per_fact, seed)
+        if config.writer == "teacher":
+            items += teacher_items(config.teacher, document, config.questions_per_fact)
     if not any(item.kind == "text" for item in items) and document.kind != "dialogue":
         items.append(StudyItem(None, f"{document.title}\n\n{document.text}", "text", document.text, document.title))
     marked = hold_out(items, config.held_out_fraction, seed)

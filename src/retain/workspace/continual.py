@@ -18,8 +18,9 @@ from retain.data.readers import read_path
 from retain.lm.generation import Sampling, generate, stream
 from retain.lm.model import LanguageModel
 from retain.workspace import transaction
+from retain.workspace.consolidation import Consolidation
 from retain.workspace.errors import Conflict, NotFound, WorkspaceError
-from retain.workspace.knowledge import Decision, Knowledge
+from retain.workspace.knowledge import Decision, Knowledge, stored_document
 from retain.workspace.ledger import Ledger
 from retain.workspace.lock import WriterLock
 from retain.workspace.records import ActiveAdapter, Checkpoint, DocumentRecord, State, to_json
@@ -101,19 +102,28 @@ class ContinualLM:
     def knowledge(self) -> Knowledge:
         """Routing and answering of this workspace."""
         if self._knowledge is None:
-            model = self._wanted
+            model, place = self._wanted, ""
             if not isinstance(model, LanguageModel):
                 from retain.lm.loading import load_model
 
-                settings = self.config.model
-                base = self.ledger.meta().get("base") or {}
-                name = model or (base.get("name") if base else None) or settings.name
+                settings, name = self.config.model, model or self._base()
                 model = load_model(
                     name, device=settings.device, precision=settings.precision, cache_dir=settings.cache_dir, threads=settings.threads
                 )
-            self.ledger.bind_base(model.name, model.fingerprint)
+                place = str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else ""
+            self.ledger.bind_base(model.name, model.fingerprint, place)
             self._knowledge = Knowledge(model, self.ledger, self.store, self.config)
         return self._knowledge
+
+    def _base(self) -> str:
+        """The base that this workspace was made with, where it was last found; the configured one for a new workspace and when it moved."""
+        base, configured = self.ledger.meta().get("base") or {}, self.config.model.name
+        known: str = base.get("place") or base.get("name") or configured
+        if not base.get("place") or Path(known).exists():
+            return known
+        if Path(configured).expanduser().exists():
+            return configured
+        raise WorkspaceError(f"the base model is not at {known} any more: `retain config set model.name PATH` says where it is now")
 
     def model_info(self) -> dict[str, Any]:
         """Facts about the base model."""
@@ -141,8 +151,8 @@ class ContinualLM:
         """Learn a path, folder, text or Documents; one :class:`Update` per document (a single one when there is one document).
 
         A string that names no existing path is taken as the text itself when it has a line break or ends like a sentence.
-        ``questions``: (question, answer) pairs of your own about the document; they are trained on. Raises DataError for input that
-        cannot be read, WorkspaceError when another process writes.
+        ``questions``: (question, answer) pairs of your own about the document; a share of those that the text answers is held out, the
+        others are trained on. Raises DataError for input that cannot be read, WorkspaceError when another process writes.
         """
         many = [what] if isinstance(what, (str, Path, Document)) else list(what)
         updates = self.learn_all(many, domain=domain, importance=importance, title=title, questions=questions, dry_run=dry_run)
@@ -254,7 +264,21 @@ class ContinualLM:
             self.ledger.set_status([document.id], "failed", " ".join(str(error).split())[:300])
             raise
         self._tell(Event("commit", f"{document.title} is learned ({record.id})"))
+        self._consolidation().run_when_due(document.domain)
         return Update.of(record)
+
+    def consolidate(self, domain: str | None = None) -> Update | None:
+        """Let the documents of a domain share one adapter that takes the place of theirs; None when there are not two adapters to join.
+
+        The adapter is trained on all their study sets, from their shared adapter where there is one, and refused (status rejected,
+        nothing changes) when their probes or the control set would lose more than the gate allows. Without ``domain``: the domain with
+        the most adapters. ``revert`` brings the separate adapters back. Raises NotFound for a domain without documents.
+        """
+        with self._writing():
+            return self._consolidation().run(domain)
+
+    def _consolidation(self) -> Consolidation:
+        return Consolidation(self.knowledge, self._general_examples, self._tell)
 
     def _with_skill(self, state: State) -> State:
         if "skill" in state.objects:
@@ -272,7 +296,8 @@ class ContinualLM:
     def _plan(self, document: Document) -> Update:
         from retain.learners.study import build_study, kinds, study_examples
 
-        study = build_study(self.model, None, document, self.config.study, self.config.learn.seed)
+        rules_only = self.config.study.model_copy(update={"writer": "none"})  # a plan asks no model, and sends nothing away
+        study = build_study(self.model, None, document, rules_only, self.config.learn.seed)
         examples = study_examples(self.model, document, study)
         tokens = sum(len(example.tokens) for example in examples)
         plan = {
@@ -387,6 +412,10 @@ class ContinualLM:
             back = [item for item in before.adapters if item.digest not in {kept.digest for kept in after.adapters}]
             names = {item.name for item in back}
             kept = [item for item in state.adapters if item.digest not in gone and item.name not in names]
+            served = {document: item.name for item in kept for document in item.documents}
+            moved = [served[document] for item in back for document in item.documents if document in served]
+            if moved:
+                raise Conflict(f"its documents are in the adapter {moved[0]} now: revert the update that made it before {record.id}")
             undone = replace(state, adapters=(*kept, *back))
             if undone == state:
                 raise Conflict(f"update {record.id} left nothing in the current state that could be undone")
@@ -395,44 +424,23 @@ class ContinualLM:
     def forget(self, document: str, *, drop_checkpoints: bool = False) -> Update:
         """Remove a document and everything that was learned from it, for good: text, passages, probes, adapters, history states.
 
-        The other documents of a shared adapter get their own adapters retrained from their study sets. Raises NotFound, Conflict.
+        A shared adapter is trained anew, from nothing, on the study sets of its other documents. Raises NotFound, Conflict, TrainingError.
         """
         with self._writing():
             record = self.ledger.document(document)
             if record.status == "forgotten":
                 raise Conflict(f"{record.id} is forgotten already")
-            state = self.state
-            touched = [item for item in state.adapters if record.id in item.documents]
-            others = [other for item in touched for other in item.documents if other != record.id]
-            kept = [item for item in state.adapters if record.id not in item.documents]
-            kept += [self._retrained(other) for other in others]
-            before_probes = self.ledger.sample_probes(self.config.gate.probe_budget, 0, exclude=[record.id])
-            after_state = replace(state, adapters=tuple(kept))
-            after = self.store.put(after_state.to_bytes())
-            certificate = transaction.seal(
-                {
-                    "documents": [{"id": record.id}],
-                    "removed_adapters": [item.name for item in touched],
-                    "retrained": others,
-                    "old_probes": len(before_probes),
-                }
-            )
+            touched = [item.name for item in self.state.adapters if record.id in item.documents]
+            state = replace(self.state, adapters=tuple(item for item in self.state.adapters if item.documents != (record.id,)))
+            changes: list[dict[str, Any]] = []
+            if record.id in state.documents():
+                state, changes = self._consolidation().without(state, record.id)
+            after = self.store.put(state.to_bytes())
+            facts = {"removed_adapters": touched, "retrained": changes}
+            certificate = transaction.seal({"documents": [{"id": record.id}], **facts})
             made = self.ledger.forget_document(record.id, self.ledger.head(), after, certificate, drop_checkpoints)
             self.store.collect(self.ledger.referenced_digests(), grace=0)
             return Update.of(made)
-
-    def _retrained(self, document: str) -> ActiveAdapter:
-        from retain.learners.lora import train_adapter
-        from retain.learners.study import StudySet, study_examples
-
-        record = self.ledger.document(document)
-        digest = self.ledger.study(document)
-        if digest is None:
-            raise WorkspaceError(f"{document} has no study set; learn it again first")
-        stored = self._stored(record)
-        examples = study_examples(self.model, stored, StudySet.from_json(self.store.get(digest)))
-        candidate = train_adapter(self.model, document, examples, self.config.learn, skill=self.knowledge.skill(self.state))
-        return ActiveAdapter(document, self.knowledge.keep(candidate.adapter), 1.0, (document,))
 
     def verify(self) -> Verification:
         """Check every stored byte against its hash, the ledger's integrity, and a sample of the probes against their recorded scores."""
@@ -531,7 +539,7 @@ class ContinualLM:
     def _weigh(self, name: str, weight: float) -> Update:
         with self._writing():
             chosen = self._adapter(name)
-            items = tuple(replace(item, weight=weight) if item is chosen else item for item in self.state.adapters)
+            items = tuple(replace(item, weight=weight) if item == chosen else item for item in self.state.adapters)
             return self._move(replace(self.state, adapters=items), "enable")
 
     # --- checkpoints ---------------------------------------------------------------------------------------------------------------
@@ -581,12 +589,11 @@ class ContinualLM:
         return (self.ledger.state(before) if before else State()), (self.ledger.state(after) if after else State())
 
     def _stored(self, record: DocumentRecord) -> Document:
-        import json
-
-        return Document.from_dict(json.loads(self.store.get(record.blob)))
+        return stored_document(self.store, record)
 
     def _adapter(self, name: str) -> ActiveAdapter:
-        found = [item for item in self.state.adapters if item.name == name or (len(name) > 3 and item.name.startswith(name))]
+        known = self.state.adapters
+        found = [item for item in known if item.name == name] or [item for item in known if len(name) > 3 and item.name.startswith(name)]
         if len(found) != 1:
             raise NotFound("adapter", name, [item.name for item in self.state.adapters])
         return found[0]
@@ -596,6 +603,7 @@ class ContinualLM:
 
         tensors, metadata = self.store.get_tensors(item.digest)
         spec = AdapterSpec.from_json(metadata["spec"])
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         domains = {self.ledger.document(key).domain for key in item.documents}
         return AdapterInfo(
             item.name,
@@ -605,8 +613,9 @@ class ContinualLM:
             spec.rank,
             list(spec.sites),
             sum(tensor.numel() for tensor in tensors.values()),
-            sum(t.numel() * t.element_size() for t in tensors.values()),
+            size,
             bool(item.weight),
+            round(size / len(item.documents)) if item.documents else None,
         )
 
     def _unchanged(self, document: str, reason: str) -> Update:

@@ -110,15 +110,16 @@ class Database:
         with self.transaction():
             self._connection.execute("INSERT OR REPLACE INTO meta(key, value) VALUES (?, ?)", (key, to_json(value)))
 
-    def bind_base(self, name: str, fingerprint: str) -> None:
-        """Tie the workspace to its base model, once; another model is a `Conflict`."""
+    def bind_base(self, name: str, fingerprint: str, place: str = "") -> None:
+        """Tie the workspace to its base model, once; another model is a `Conflict`. `place` (its file or folder) follows when it moves."""
         with self.transaction():
-            known = self.meta().get("base")
+            known = self.meta().get("base") or {}
             if known and known["fingerprint"] != fingerprint:
                 made = f"{known['name']} ({known['fingerprint'][:12]})"
                 raise Conflict(f"this workspace was made with {made}, not with {name} ({fingerprint[:12]})")
-            if not known:
-                self.set_meta("base", {"name": name, "fingerprint": fingerprint})
+            base = {"name": name, "fingerprint": fingerprint} | known | ({"place": place} if place else {})
+            if base != known:
+                self.set_meta("base", base)
 
     def log_event(self, kind: str, subject: str = "", detail: Mapping[str, Any] | None = None) -> None:
         """Add a line to the learning history. Never put a document's text into it: forgetting does not rewrite history."""

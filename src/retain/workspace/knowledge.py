@@ -8,19 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from retain.adapters import Adapter, AdapterSpec, LoraInjection, inject
-from retain.adapters.routing import Match, Surprise, match, route
+from retain.adapters.routing import Match, Surprise, match, route, telling
 from retain.config import Config
+from retain.data.document import Document
 from retain.evaluation.probes import Probe, answer_questions, recall
 from retain.lm.model import LanguageModel
 from retain.workspace.errors import Damaged, NotFound
 from retain.workspace.ledger import Ledger
-from retain.workspace.records import ActiveAdapter, Hit, State
+from retain.workspace.records import ActiveAdapter, DocumentRecord, Hit, State
 from retain.workspace.store import Store
 
 log = logging.getLogger(__name__)
 
 ROWS = 48  # questions answered at a time
 TOGETHER = 8  # different adapters in one batch
+KEPT = 32  # adapters in memory; the one used longest ago goes first
 
 
 @dataclass(frozen=True)
@@ -38,28 +40,38 @@ class Decision:
 
 
 class Knowledge:
-    """Routing and answering over the ledger's index, with adapters kept in memory by digest (a switch is a look-up)."""
+    """Routing and answering over the ledger's index, with the adapters used last kept in memory by digest (a switch is a look-up)."""
 
     def __init__(self, model: LanguageModel, ledger: Ledger, store: Store, config: Config) -> None:
         self.model, self.ledger, self.store, self.config = model, ledger, store, config
         self.surprise = Surprise(model.tokenizer)
-        self._adapters: dict[str, Adapter] = {}
+        self._adapters: dict[str, Adapter] = {}  # the one used last is the last
+        self._sound: set[str] = set()  # digests that were read and checked; routing to them needs no second look
 
     def adapter(self, digest: str) -> Adapter:
-        """An adapter by digest, checked against the model once and then kept."""
-        if digest not in self._adapters:
-            tensors, metadata = self.store.get_tensors(digest)
-            adapter = Adapter(
-                {name: tensor.to(self.model.device) for name, tensor in tensors.items()}, AdapterSpec.from_json(metadata["spec"])
-            )
-            adapter.check(self.model)
-            self._adapters[digest] = adapter
-        return self._adapters[digest]
+        """An adapter by digest, checked against the model when it is read; the ``KEPT`` used last stay in memory."""
+        adapter = self._adapters.pop(digest, None) or self._read(digest)
+        self._hold(digest, adapter)
+        return adapter
 
-    def _whole(self, item: ActiveAdapter) -> bool:
+    def _read(self, digest: str) -> Adapter:
+        self._sound.discard(digest)
+        tensors, metadata = self.store.get_tensors(digest)
+        adapter = Adapter({name: tensor.to(self.model.device) for name, tensor in tensors.items()}, AdapterSpec.from_json(metadata["spec"]))
+        adapter.check(self.model)
+        return adapter
+
+    def _hold(self, digest: str, adapter: Adapter) -> None:
+        self._adapters[digest] = adapter
+        self._sound.add(digest)
+        while len(self._adapters) > KEPT:
+            self._adapters.pop(next(iter(self._adapters)), None)
+
+    def whole(self, item: ActiveAdapter) -> bool:
         """Whether an adapter can be used; a damaged one is put aside and told, and everything else goes on working."""
         try:
-            self.adapter(item.digest)
+            if item.digest not in self._sound:
+                self.adapter(item.digest)
         except (Damaged, NotFound) as error:
             log.warning("adapter %s is not used: %s", item.name, error)
             if isinstance(error, Damaged) and item.digest in self.store:
@@ -70,7 +82,7 @@ class Knowledge:
     def keep(self, adapter: Adapter) -> str:
         """Store an adapter durably; its object's digest."""
         digest = self.store.put_tensors(adapter.tensors, {"spec": adapter.spec.to_json()})
-        self._adapters[digest] = adapter
+        self._hold(digest, adapter)
         return digest
 
     def skill(self, state: State) -> Adapter | None:
@@ -80,7 +92,8 @@ class Knowledge:
 
     def decide(self, prompt: str, state: State, extra: Mapping[str, str] | None = None) -> Decision:
         """Route a prompt. ``extra``: documents (id -> text) that are not in the index yet, to be considered as if they were."""
-        hits = self.ledger.search(prompt, k=24)
+        words = telling(prompt, self.surprise).values()  # the others score nothing, but occur nearly everywhere and cost most to rank
+        hits = self.ledger.search(" ".join(form for form, _ in words), k=24)
         texts: dict[str, str] = {}
         for document in dict.fromkeys(hit.document for hit in hits):
             if len(texts) < 6:
@@ -94,7 +107,8 @@ class Knowledge:
             most=rules.max_adapters,
             least_bits=rules.least_bits,
         )
-        owners = [item for item in state.adapters if item.weight and set(item.documents) & set(chosen.documents) and self._whole(item)]
+        wanted = set(chosen.documents)
+        owners = [item for item in state.adapters if item.weight and not wanted.isdisjoint(item.documents) and self.whole(item)]
         served = {document for adapter in owners for document in adapter.documents}
         return Decision(tuple(owners), tuple(key for key in chosen.documents if key in served), chosen.matches)
 
@@ -154,6 +168,11 @@ class Knowledge:
             return None, []
         title = self.ledger.document(chosen[0].document).title
         return f"{title}\n\n" + "\n".join(hit.text for hit in chosen), chosen
+
+
+def stored_document(store: Store, record: DocumentRecord) -> Document:
+    """A document as it was queued."""
+    return Document.from_dict(json.loads(store.get(record.blob)))
 
 
 def document_text(ledger: Ledger, document: str) -> str:

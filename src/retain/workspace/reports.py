@@ -92,7 +92,7 @@ class Diff(_Plain):
 
 @dataclass(frozen=True)
 class AdapterInfo(_Plain):
-    """One adapter of the current state."""
+    """One adapter of the current state. ``bytes_per_document`` is None for one that belongs to no document."""
 
     name: str
     digest: str
@@ -103,3 +103,4 @@ class AdapterInfo(_Plain):
     parameters: int
     bytes: int
     enabled: bool = True
+    bytes_per_document: int | None = None

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from torch import Tensor
+
 from retain.adapters import Adapter, inject
 from retain.config import Config
 from retain.data.chunking import chunks
@@ -105,10 +107,10 @@ def learn_document(
     attempts = ATTEMPTS[: config.gate.attempts]
     for number, attempt in enumerate(attempts, 1):
         try:
-            candidate = _train(knowledge, document, examples, config, attempt, skill, general, state, tell)
+            candidate = train_candidate(knowledge, document.id, document.title, examples, config, attempt, state, general, tell)
         except TrainingError as error:
             refusal = str(error)
-            certificate = _certificate(knowledge, document, study, config, started, None, {}, {}, refusal, number)
+            certificate = certify(knowledge, [{"id": document.id}], config, started, None, {}, {}, refusal, number)
             continue
         adapter = candidate.adapter.scaled(attempt.scale) if attempt.scale != 1.0 else candidate.adapter
         digest = knowledge.keep(adapter)
@@ -119,8 +121,8 @@ def learn_document(
         scores = knowledge.recalls(probes, decisions, after)
         learned = {"recall_before": _mean(before), "recall_after": _mean(scores), "probes": len(probes), "items": kinds(study.train)}
         kept = check_kept(knowledge, state, after, extra, old, adapter, skill)
-        refusal = _refusal(config, learned, kept)
-        certificate = _certificate(knowledge, document, study, config, started, candidate, learned, kept, refusal, number)
+        refusal = refusal_of(config, kept) or _not_learned(config, learned)
+        certificate = certify(knowledge, [{"id": document.id}], config, started, candidate, learned, kept, refusal, number)
         outcome = Outcome(after, pieces, probes, tuple(scores), study, certificate, refusal)
         if not refusal:
             return outcome
@@ -128,17 +130,13 @@ def learn_document(
     return outcome or Outcome(state, pieces, probes, (), study, certificate, refusal)
 
 
-def _train(
-    knowledge: Knowledge,
-    document: Document,
-    examples: Sequence[Example],
-    config: Config,
-    attempt: Attempt,
-    skill: Adapter | None,
-    general: Callable[[], Sequence[Example]],
-    state: State,
-    tell: Tell,
-) -> Candidate:
+def train_candidate(
+    knowledge: Knowledge, name: str, title: str, examples: Sequence[Example], config: Config, attempt: Attempt, state: State,
+    general: Callable[[], Sequence[Example]], tell: Tell, start: Mapping[str, Tensor] | None = None,
+) -> Candidate:  # fmt: skip
+    """Train an adapter ``name`` on top of the state's study skill, protected as the configuration and the attempt say.
+
+    ``title`` is what progress is told of; ``start`` goes on from existing tensors. Raises TrainingError."""
     learn = config.learn.model_copy(update={"learning_rate": config.learn.learning_rate * attempt.learning_rate})
     protection = config.retention.model_copy(
         update={"kl": config.retention.kl.model_copy(update={"weight": config.retention.kl.weight * attempt.kl})}
@@ -150,9 +148,10 @@ def _train(
     def on_step(progress: Progress) -> None:
         rate = progress.tokens / max(progress.seconds, 1e-9)
         fields = {"loss": progress.loss, "tokens_per_second": rate, "tokens": progress.tokens}
-        tell(Event("train", document.title, progress.step, progress.steps, fields))
+        tell(Event("train", title, progress.step, progress.steps, fields))
 
-    return train_adapter(knowledge.model, document.id, examples, learn, skill=skill, retention=methods, on_step=on_step)
+    skill = knowledge.skill(state)
+    return train_adapter(knowledge.model, name, examples, learn, skill=skill, retention=methods, start=start, on_step=on_step)
 
 
 def check_kept(
@@ -238,49 +237,47 @@ def _routed_perplexity(knowledge: Knowledge, texts: Sequence[str], routes: Seque
     return math.exp(total / count)
 
 
-def _refusal(config: Config, learned: Mapping[str, Any], kept: Mapping[str, Any]) -> str:
+def refusal_of(config: Config, kept: Mapping[str, Any]) -> str:
+    """Why the gate refuses what :func:`check_kept` found; empty when it does not."""
     gate = config.gate
     if kept["forgetting"] is not None and kept["forgetting"] > gate.max_forgetting:
         return f"earlier documents would lose {kept['forgetting']:.1%} of their answers, the limit is {gate.max_forgetting:.1%}"
     if kept["perplexity_rise"] > gate.max_perplexity_rise:
         return f"control perplexity would rise {kept['perplexity_rise']:.1%}, the limit is {gate.max_perplexity_rise:.1%}"
-    if learned["probes"] and learned["recall_after"] < learned["recall_before"] + gate.min_recall_gain:
+    return ""
+
+
+def _not_learned(config: Config, learned: Mapping[str, Any]) -> str:
+    if learned["probes"] and learned["recall_after"] < learned["recall_before"] + config.gate.min_recall_gain:
         return f"recall of the document would go from {learned['recall_before']:.0%} to {learned['recall_after']:.0%}"
     return ""
 
 
-def _certificate(
-    knowledge: Knowledge,
-    document: Document,
-    study: StudySet,
-    config: Config,
-    started: float,
-    candidate: Candidate | None,
-    learned: Mapping[str, Any],
-    kept: Mapping[str, Any],
-    refusal: str,
-    attempts: int,
-) -> dict[str, Any]:
+def certify(
+    knowledge: Knowledge, documents: Sequence[Mapping[str, Any]], config: Config, started: float, candidate: Candidate | None,
+    learned: Mapping[str, Any], kept: Mapping[str, Any], refusal: str, attempts: int, **facts: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The sealed certificate of a checked candidate (None: its training failed). ``documents`` begin with their ``id``; ``started``
+    is the ``time.perf_counter()`` of the beginning; ``facts`` are added as they are."""
     from importlib import metadata
 
     report, adapter = (candidate.report, candidate.adapter) if candidate else (None, None)
     cost: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 3)}
     if report is not None and adapter is not None:
-        size = sum(tensor.numel() * tensor.element_size() for tensor in adapter.tensors.values())
         cost |= {
             "training_seconds": round(report.seconds, 3),
             "tokens": report.tokens,
             "supervised_tokens": report.supervised,
             "steps": report.steps,
             "parameters": adapter.parameter_count,
-            "bytes": size,
+            "bytes": adapter.byte_count,
             "first_loss": report.losses[0],
             "last_loss": report.losses[-1],
             "parameter_change": report.change,
         }
     return seal(
         {
-            "documents": [{"id": document.id}],
+            "documents": [dict(document) for document in documents],
             "model": knowledge.model.name,
             "fingerprint": knowledge.model.fingerprint,
             "learner": config.learn.learner,
@@ -296,6 +293,7 @@ def _certificate(
             },
             "machine": machine_facts(),
             "versions": {name: metadata.version(name) for name in ("retain", "torch", "transformers")},
+            **facts,
         }
     )
 

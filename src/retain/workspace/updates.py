@@ -60,14 +60,15 @@ class Updates(Index):
         documents: Sequence[str] = (),
         chunks: Iterable[Chunk] = (),
         certificate: Mapping[str, Any] | None = None,
-        mark: DocumentStatus = "committed",
+        mark: DocumentStatus | None = "committed",
         reason: str = "",
         reverts: str = "",
     ) -> UpdateRecord:
         """Move HEAD from the state `before` to the stored state `after`, in one transaction; durable when it returns.
 
-        Records the update, gives its documents the status `mark`, and replaces their chunks where `chunks` has some. Chunks exist exactly
-        for committed documents, so another `mark` removes them. `reverts` names an update that this one undoes.
+        Records the update, gives its documents the status `mark` (None: they stay as they are), and replaces their chunks where `chunks`
+        has some. Chunks exist exactly for committed documents, so another `mark` removes them. `reverts` names an update that this one
+        undoes.
         Raises `Conflict` when HEAD is not `before`, and `NotFound` when an object that `after` needs is not in the store.
         """
         if after is not None and after != before:
@@ -81,7 +82,8 @@ class Updates(Index):
             gone = [key for key in record.documents if self.document(key).status == "forgotten"]
             if gone and mark != "forgotten":
                 raise Conflict(f"{', '.join(gone)} was forgotten meanwhile: what was learned from it must not be committed")
-            self._mark(record.id, record.documents, mark, reason)
+            if mark is not None:
+                self._mark(record.id, record.documents, mark, reason)
             touched: set[str] = set()
             for chunk in chunks:
                 if mark != "committed" or chunk.document not in record.documents:
@@ -135,7 +137,7 @@ class Updates(Index):
             tainted = self._states_since(key) - {after}
             held = [checkpoint.name for checkpoint in self.list_checkpoints() if checkpoint.state in tainted]
             if held and not drop_checkpoints:
-                raise Conflict(f"{key} is also in the checkpoints {', '.join(held)}: delete them too (drop_checkpoints), or keep it")
+                raise Conflict(f"{key} is also in the checkpoints {', '.join(held)}: delete them too with --drop-checkpoints, or keep it")
             for name in held:
                 self.delete_checkpoint(name)
             self._connection.executemany("UPDATE updates SET expired = 1 WHERE after = ?", [(state,) for state in tainted])

@@ -58,16 +58,16 @@ def hold_out(items: Sequence[StudyItem], fraction: float = 0.5, seed: int = 0) -
 
     The wording that is least like the others is chosen, so that it asks for more than the memory of a sentence.
     Items of other kinds that ask in the very same words (a question answered with a sentence) are dropped, so that a held-out wording
-    is never trained on.
+    is never trained on. What is marked already stays held out.
     """
+    held = {index for index, item in enumerate(items) if item.held_out}
     wordings: dict[tuple[str, str], list[int]] = {}
     for index, item in enumerate(items):
-        if item.kind in _WORDINGS and item.prompt is not None:
+        if item.kind in _WORDINGS and item.prompt is not None and index not in held:
             wordings.setdefault((item.source, normalise(item.fact)), []).append(index)
     rng = random.Random(seed)
     facts = [indices for indices in wordings.values() if len({normalise(items[i].prompt or "") for i in indices}) >= 2]
     chosen = rng.sample(range(len(facts)), min(len(facts), round(fraction * len(facts))))
-    held: set[int] = set()
     for number in sorted(chosen):
         indices = facts[number]
         rewordings = [i for i in indices if items[i].kind == "rewording"] or indices

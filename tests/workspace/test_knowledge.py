@@ -1,0 +1,76 @@
+"""Routing and answering do not become slower or larger with the number of documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.growth import duplicate
+from benchmarks.growth_fill import fill, invented
+
+from retain.adapters.routing import _FUNCTION
+from retain.config import Config
+from retain.workspace import knowledge as module
+from retain.workspace.continual import ContinualLM
+
+DOCUMENTS = 6
+CONFIG = Config.model_validate({"study": {"writer": "none"}, "learn": {"rank": 4, "consolidate_after": 0}})
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any) -> Path:
+    root = tmp_path_factory.mktemp("filled") / "work"
+    with ContinualLM.open(root, tiny_model, config=CONFIG) as opened:
+        fill(opened, DOCUMENTS)
+    return root
+
+
+@pytest.fixture
+def lm(tmp_path: Path, filled: Path, tiny_model: Any) -> Iterator[ContinualLM]:
+    with ContinualLM.open(duplicate(filled, tmp_path / "work"), tiny_model, config=CONFIG) as opened:
+        yield opened
+
+
+def _questions() -> list[str]:
+    return [f"Who founded the {invented(number).subject}?" for number in range(DOCUMENTS)]
+
+
+def test_the_adapters_used_last_stay_in_memory(lm: ContinualLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = [lm.ask(question, max_tokens=4) for question in _questions()]
+    assert [answer.adapters for answer in everything] == [[invented(number).document.id] for number in range(DOCUMENTS)]
+    monkeypatch.setattr(module, "KEPT", 2)
+    with ContinualLM.open(lm.root, lm.model, config=lm.config) as bounded:
+        for _ in range(2):
+            answers = [bounded.ask(question, max_tokens=4) for question in _questions()]
+            assert [answer.text for answer in answers] == [answer.text for answer in everything]
+        wanted = [item.digest for item in bounded.state.adapters[-2:]]
+        assert list(bounded.knowledge._adapters) == wanted
+
+
+def test_an_adapter_is_read_once_for_routing(lm: ContinualLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT", 1)
+    reads: list[str] = []
+    original = lm.store.get_tensors
+    monkeypatch.setattr(lm.store, "get_tensors", lambda digest: reads.append(digest) or original(digest))
+    for _ in range(3):
+        routed = [lm.knowledge.decide(question, lm.state) for question in _questions()]
+        assert all(decision.adapters for decision in routed)
+    assert sorted(reads) == sorted(item.digest for item in lm.state.adapters)
+
+
+def test_an_adapter_that_went_missing_after_routing_is_an_error_once(lm: ContinualLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT", 1)
+    first, second = _questions()[:2]
+    assert lm.ask(first, max_tokens=2).adapters and lm.ask(second, max_tokens=2).adapters
+    lm.store.path(lm.state.adapters[0].digest).unlink()
+    with pytest.raises(module.NotFound):
+        lm.ask(first, max_tokens=2)
+    assert lm.ask(first, max_tokens=2).adapters == [] and lm.ask(second, max_tokens=2).adapters
+
+
+def test_words_that_everybody_uses_do_not_hide_the_document(lm: ContinualLM) -> None:
+    asked = f"{' '.join(sorted(_FUNCTION)[:90])} {invented(3).subject}"
+    assert lm.knowledge.decide(asked, lm.state).documents == (invented(3).document.id,)
+    assert lm.knowledge.decide(" ".join(sorted(_FUNCTION)), lm.state).documents == ()
