@@ -55,6 +55,7 @@ class _TokenLoss(torch.autograd.Function):
         for first in range(0, len(labels), _TokenLoss.PIECE):
             piece = slice(first, first + _TokenLoss.PIECE)
             logits, label = linear(hidden[piece], head).float(), labels[piece, None]
+            logits.sub_(logits.amax(1, keepdim=True))  # so that the loss of a sure prediction keeps its digits
             normaliser = logits.logsumexp(1, keepdim=True)
             loss += (normaliser - logits.gather(1, label)).sum()
             if gradient is not None:
