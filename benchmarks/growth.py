@@ -5,9 +5,10 @@
 
 One workspace is filled with invented documents (:mod:`benchmarks.growth_fill`: really there, but not trained) and kept at every count.
 Then all counts take turns, arm by arm and repeat by repeat, in one process with one model, so that a change of the machine's load meets
-them all. Times are milliseconds, medians over the repeats; a ratio is the median of the ratios within a repeat of the largest count to
-the smallest. Answers and routes are warm (the adapter is in memory); opening, the first answer, verifying, committing and learning work
-on a workspace that was just opened. What changes a workspace works on a copy of it. Memory is measured in a process of its own per count.
+them all. Costs are milliseconds by the clock and of computing, medians over the repeats; a ratio is the median of the ratios within a
+repeat of the largest count to the smallest. Answers and routes are warm (the adapter is in memory); opening, the first answer, verifying,
+committing and learning work on a workspace that was just opened. What changes a workspace works on a copy of it. Memory is measured in a
+process of its own per count.
 
 Some work is bounded but one document does not reach the bound: an update draws at most ``gate.probe_budget`` questions of earlier
 documents, and one document has few. ``budget_reached`` is the first count where all are drawn, ``ratio_beyond_budget`` compares with it.
@@ -32,7 +33,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -52,7 +53,26 @@ from retain.workspace.reports import Event
 from retain.workspace.transaction import check_kept, document_chunks
 
 NEW, SHORT, ANSWER_TOKENS, EPOCHS = 1_000_003, 4, 16, 1
-Times = dict[str, float]
+TELLING, GENERAL = f"Describe the {invented(0).subject} in many words.", "Describe the sea in many words."
+
+
+class Cost(NamedTuple):
+    """Milliseconds by the clock, which waits for the disk and for other processes, and of this process's own computing."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Cost:
+        """The clocks as they stand."""
+        return cls(1000 * time.perf_counter(), 1000 * time.process_time())
+
+    def until(self, end: Cost, over: int = 1) -> Cost:
+        """From these clocks to later ones, for each of ``over`` things."""
+        return Cost((end.wall - self.wall) / over, (end.cpu - self.cpu) / over)
+
+
+Costs = dict[str, Cost]
 
 
 @dataclass
@@ -83,11 +103,11 @@ def duplicate(root: Path, target: Path) -> Path:
     return target
 
 
-def timed(work: Callable[[], Any], over: int = 1) -> float:
-    """Milliseconds of one call, divided by the number of things that it does."""
-    started = time.perf_counter()
+def timed(work: Callable[[], Any], over: int = 1) -> Cost:
+    """What one call costs, divided by the number of things that it does."""
+    started = Cost.now()
     work()
-    return 1000 * (time.perf_counter() - started) / over
+    return started.until(Cost.now(), over)
 
 
 def first_questions(lm: ContinualLM) -> list[str]:
@@ -95,21 +115,20 @@ def first_questions(lm: ContinualLM) -> list[str]:
     return [probe.question for probe in lm.ledger.probes(invented(0).document.id)]
 
 
-def answer(place: Place) -> Times:
+def answer(place: Place) -> Costs:
     """What a question costs: reading the state, routing, and the whole answer, about the first document and about nothing learned."""
     lm, state = place.lm, place.lm.state
     own, general = first_questions(lm), [question.question for question in load_control().questions[:10]]
-    telling = f"Describe the {invented(0).subject} in many words."
     return {
         "read_state": timed(lambda: lm.state),
         "route_document": timed(lambda: [lm.knowledge.decide(question, state) for question in own], len(own)),
         "route_general": timed(lambda: [lm.knowledge.decide(question, state) for question in general], len(general)),
-        "answer_document": timed(lambda: lm.ask(telling, max_tokens=ANSWER_TOKENS)),
-        "answer_general": timed(lambda: lm.ask("Describe the sea in many words.", max_tokens=ANSWER_TOKENS)),
+        "answer_document": timed(lambda: lm.ask(TELLING, max_tokens=ANSWER_TOKENS)),
+        "answer_general": timed(lambda: lm.ask(GENERAL, max_tokens=ANSWER_TOKENS)),
     }
 
 
-def check(place: Place) -> Times:
+def check(place: Place) -> Costs:
     """What the gate costs, with every adapter that it asks for in memory: routing the new document's questions, routing the drawn questions
     of earlier documents before and after, and the whole check of old knowledge."""
     lm, document = place.lm, invented(NEW).document
@@ -137,7 +156,7 @@ def drawn(lm: ContinualLM) -> list[Any]:
     return lm.ledger.sample_probes(lm.config.gate.probe_budget, lm.config.learn.seed)
 
 
-def opening(place: Place) -> Times:
+def opening(place: Place) -> Costs:
     """Opening with its state, the first answer of a new process, a document that is known already, and verifying everything."""
 
     def opened() -> None:
@@ -162,50 +181,49 @@ def opening(place: Place) -> Times:
     return {"open": timed(opened), "first_answer": timed(first), "known_already": timed(known), "verify": timed(whole)}
 
 
-def committing(place: Place) -> Times:
+def committing(place: Place) -> Costs:
     """The last step of an update: the new state in the store and the ledger's transaction."""
     with place.copied() as root, place.fresh(root) as lm:
         ready = prepare(lm, NEW)
         return {"commit": timed(lambda: commit(lm, ready))}
 
 
-def learning(place: Place) -> Times:
+def learning(place: Place) -> Costs:
     """A short document learned as a whole, its parts before training and after it, and forgetting it again."""
     document = invented(NEW, SHORT).document
-    marks: dict[str, float] = {}
+    marks: dict[str, Cost] = {}
 
     def mark(event: Event) -> None:
-        marks.setdefault(event.kind, time.perf_counter())
+        marks.setdefault(event.kind, Cost.now())
         if event.kind == "train":
-            marks["trained"] = time.perf_counter()
+            marks["trained"] = Cost.now()
 
     with place.copied() as root, place.fresh(root, mark) as lm:
-        started = time.perf_counter()
-        update = lm.learn(document)
-        ended = time.perf_counter()
-        place.outcomes.append(update.status)
+        started = Cost.now()
+        place.outcomes.append(lm.learn(document).status)
+        ended = Cost.now()
         forgetting = timed(lambda: lm.forget(document.id))
     return {
-        "learn": 1000 * (ended - started),
-        "learn_before_training": 1000 * (marks["train"] - started),
-        "learn_training": 1000 * (marks["trained"] - marks["train"]),
-        "learn_after_training": 1000 * (ended - marks["trained"]),
+        "learn": started.until(ended),
+        "learn_before_training": started.until(marks["train"]),
+        "learn_training": marks["train"].until(marks["trained"]),
+        "learn_after_training": marks["trained"].until(ended),
         "forget": forgetting,
     }
 
 
-WARM: tuple[Callable[[Place], Times], ...] = (answer, check)
-FRESH: tuple[Callable[[Place], Times], ...] = (opening, committing, learning)
+WARM: tuple[Callable[[Place], Costs], ...] = (answer, check)
+FRESH: tuple[Callable[[Place], Costs], ...] = (opening, committing, learning)
 
 
-def measure_times(places: Sequence[Place], repeats: int) -> dict[str, dict[int, list[float]]]:
-    """Milliseconds of every arm at every count, repeat by repeat, after a warm-up."""
+def measure_costs(places: Sequence[Place], repeats: int) -> dict[str, dict[int, list[Cost]]]:
+    """The cost of every arm at every count, repeat by repeat, after a warm-up."""
     for place in places:
         for part in WARM:
             part(place)
     for part in FRESH:
         part(places[0])  # imports and the like; each of these opens the workspace anew anyway
-    found: dict[str, dict[int, list[float]]] = {}
+    found: dict[str, dict[int, list[Cost]]] = {}
     for repeat in range(repeats):
         for part in (*WARM, *FRESH):
             for place in places if repeat % 2 == 0 else reversed(places):
@@ -216,20 +234,22 @@ def measure_times(places: Sequence[Place], repeats: int) -> dict[str, dict[int, 
     return found
 
 
-def summary(times: Mapping[str, Mapping[int, Sequence[float]]], counts: Sequence[int], full: int) -> dict[str, Any]:
-    """Median and all values at each count, and the ratio of the last count to the first and to ``full``."""
+def summary(costs: Mapping[str, Mapping[int, Sequence[Cost]]], counts: Sequence[int], full: int) -> dict[str, Any]:
+    """Medians and all values at each count, and the ratio of the last count to the first (also of computing alone) and to ``full``."""
 
-    def ratio(values: Mapping[int, Sequence[float]], to: int) -> float:
-        return round(statistics.median(last / first for first, last in zip(values[to], values[counts[-1]], strict=True)), 3)
+    def ratio(values: Mapping[int, Sequence[Cost]], to: int, clock: int) -> float:
+        return round(statistics.median(last[clock] / first[clock] for first, last in zip(values[to], values[counts[-1]], strict=True)), 3)
 
     return {
         arm: {
-            "median_ms": {str(count): round(statistics.median(values[count]), 4) for count in counts},
-            "all_ms": {str(count): [round(value, 4) for value in values[count]] for count in counts},
-            "ratio": ratio(values, counts[0]),
-            "ratio_beyond_budget": ratio(values, full) if full < counts[-1] else None,
+            "median_ms": {str(count): round(statistics.median(cost.wall for cost in values[count]), 4) for count in counts},
+            "median_cpu_ms": {str(count): round(statistics.median(cost.cpu for cost in values[count]), 4) for count in counts},
+            "all_ms": {str(count): [round(cost.wall, 4) for cost in values[count]] for count in counts},
+            "ratio": ratio(values, counts[0], 0),
+            "cpu_ratio": ratio(values, counts[0], 1),
+            "ratio_beyond_budget": ratio(values, full, 0) if full < counts[-1] else None,
         }
-        for arm, values in times.items()
+        for arm, values in costs.items()
     }
 
 
@@ -245,7 +265,7 @@ def facts(place: Place) -> dict[str, Any]:
         "chunks": lm.ledger.chunk_count(),
         "probes": len(lm.ledger.probes()),
         "probes_drawn": len(drawn(lm)),
-        "answer_tokens": lm.ask(f"Describe the {invented(0).subject} in many words.", max_tokens=ANSWER_TOKENS).tokens,
+        "answer_tokens": [lm.ask(question, max_tokens=ANSWER_TOKENS, on_token=len).tokens for question in (TELLING, GENERAL)],
         "answered_with": [item == invented(0).document.id for item in lm.ask(first_questions(lm)[0], max_tokens=1).adapters],
         "bytes": {
             "all": sum(sizes.values()) + ledger,
@@ -299,8 +319,8 @@ def settings() -> Config:
     return Config.model_validate({"learn": learn, "gate": {"attempts": 1}, "study": {"writer": "none"}})
 
 
-def run(counts: Sequence[int], model: str, repeats: int, scratch: Path) -> dict[str, Any]:
-    """Fill, keep a workspace per count, measure."""
+def run(counts: Sequence[int], model: str, repeats: int, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Fill, keep a workspace per count, measure: first times and facts, then memory."""
     config = settings()
     if model == "tiny":
         with quiet():
@@ -316,33 +336,42 @@ def run(counts: Sequence[int], model: str, repeats: int, scratch: Path) -> dict[
     known = {place.count: facts(place) for place in places}
     most = max(fact["probes_drawn"] for fact in known.values())
     full = min(count for count, fact in known.items() if fact["probes_drawn"] == most)
-    times = summary(measure_times(places, repeats), counts, full)
+    times = summary(measure_costs(places, repeats), counts, full)
     for place in places:
         place.lm.close()
+    described = {str(place.count): known[place.count] | {"learned": place.outcomes} for place in places}
+    yield {"budget_reached": full, "facts": described, "times": times}
     peaks = {}
     for place in places:
         with place.copied() as root:
             command = [sys.executable, "-m", "benchmarks.growth", "--part", str(root), "--model", model]
             output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
         peaks[str(place.count)] = json.loads(output.stdout.splitlines()[-1])
-    described = {str(place.count): known[place.count] | {"learned": place.outcomes} for place in places}
-    return {"budget_reached": full, "facts": described, "times": times, "peak_bytes": peaks}
+    yield {"peak_bytes": peaks}
+
+
+def numbers(text: str) -> list[int]:
+    """Counts given as "1,10,200", each once and the smallest first."""
+    found = sorted({int(count) for count in text.split(",")})
+    if found[0] < 1:
+        raise ValueError("a workspace without documents has nothing to ask about")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table, write the JSON file and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--counts", default="1,10,50,100,200", help="how many documents, smallest first")
+    parser.add_argument("--counts", type=numbers, default="1,10,50,100,200", help="how many documents, from 1 on")
     parser.add_argument("--model", default="embedded", help="embedded, tiny (random, made on the spot) or a directory")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "growth.json")
-    parser.add_argument("--scratch", type=Path, help="where the workspaces are made; 200 documents of the embedded model take 2 GB")
+    parser.add_argument("--scratch", type=Path, help="where the workspaces are made; 200 documents of the embedded model take 1.4 GB")
     parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.part:
         print(json.dumps(memory(options.part, options.model, settings())))
         return
-    counts = sorted({int(count) for count in options.counts.split(",")})
+    counts = options.counts
     record: dict[str, Any] = {
         "benchmark": "growth",
         "model": options.model if options.model in ("embedded", "tiny") else "directory",
@@ -351,15 +380,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "settings": {"answer_tokens": ANSWER_TOKENS, "epochs": EPOCHS, "learn": settings().learn.model_dump(mode="json")},
         "machine": machine_facts() | {"load_average_before": round(os.getloadavg()[0], 2)},
     }
-    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        record |= run(counts, options.model, options.repeats, Path(scratch))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        for part in run(counts, options.model, options.repeats, Path(scratch)):
+            record |= part
+            options.out.write_text(json.dumps(record, indent=1) + "\n")
     picture = options.out.with_suffix(".png")
     plot(record, picture)
-    print(f"{'milliseconds':22}" + "".join(f"{heading:>10}" for heading in [*counts, "ratio", "beyond"]))
+    print(f"{'milliseconds':22}" + "".join(f"{heading:>10}" for heading in [*counts, "ratio", "beyond", "cpu ratio"]))
     for arm, row in record["times"].items():
-        figures = [*row["median_ms"].values(), row["ratio"], row["ratio_beyond_budget"]]
+        figures = [*row["median_ms"].values(), row["ratio"], row["ratio_beyond_budget"], row["cpu_ratio"]]
         print(f"{arm:22}" + "".join(" " * 10 if figure is None else f"{figure:10.2f}" for figure in figures))
     print(f"written to {options.out} and {picture.name}")
 

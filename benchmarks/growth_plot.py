@@ -12,8 +12,8 @@ ROWS: dict[str, dict[str, str]] = {
     "An answer": {
         "route_document": "route a question\nabout a document",
         "route_general": "route a general\nquestion",
-        "answer_document": "answer from a document\n({tokens} tokens)",
-        "answer_general": "answer a general\nquestion ({tokens} tokens)",
+        "answer_document": "answer from a document\n({document} tokens)",
+        "answer_general": "answer a general\nquestion ({general} tokens)",
         "first_answer": "open and give the\nfirst token",
     },
     "An update": {
@@ -32,7 +32,7 @@ ROWS: dict[str, dict[str, str]] = {
     },
 }
 BUDGETED = ("route_old_probes", "check_kept", "learn", "verify")
-STAGES = {"update": "after an update", "answer": "after an answer", "model": "model alone"}
+STAGES = {"update": "after an update", "every_document_asked": "all documents asked", "model": "model alone"}
 
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
@@ -45,7 +45,8 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
     wide = max(map(len, ROWS.values()))
     figure, grid = pyplot.subplots(len(ROWS), wide, figsize=(3.0 * wide, 2.75 * len(ROWS)), squeeze=False)
     counts = record["counts"]
-    names = {"tokens": record["settings"]["answer_tokens"], "epochs": record["settings"]["epochs"]}
+    document, general = record["facts"][str(counts[0])]["answer_tokens"]
+    names = {"document": document, "general": general, "epochs": record["settings"]["epochs"]}
     for row, (heading, panels) in zip(grid, ROWS.items(), strict=True):
         for axes, (name, title) in zip(row, panels.items(), strict=True):
             axes.set_title(title.format(**names), fontsize=9.5, loc="left", pad=20, linespacing=1.1)
@@ -74,26 +75,29 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
 
 
 def _times(axes: Any, counts: Sequence[int], row: Mapping[str, Any], budget: int | None) -> None:
-    """Medians as a line, single runs as dots; a dotted line where the budget of earlier questions is spent for the first time."""
+    """Medians as a line, single runs as dots (triangles at the edge for those beyond it); a dotted line where the budget of earlier
+    questions is spent for the first time."""
     medians = [row["median_ms"][str(count)] for count in counts]
     unit, factor = ("s", 1e-3) if max(medians) >= 1000 else ("ms", 1.0)
+    axes.set_ylabel(unit, fontsize=8, color=GREY, labelpad=2)
+    top = 1.5 * max(medians) * factor
+    axes.set_ylim(0, top)
     for count in counts:
-        values = [value * factor for value in row["all_ms"][str(count)]]
-        axes.plot([count] * len(values), values, "o", color=DOT, markersize=3, markeredgewidth=0)
-    scaled = [value * factor for value in medians]
-    axes.plot(counts, scaled, "-o", color=LINE, linewidth=1.6, markersize=4)
-    axes.set_ylim(0, 1.3 * max(max(row["all_ms"][str(count)]) for count in counts) * factor)
+        for value in row["all_ms"][str(count)]:
+            inside = value * factor <= top
+            axes.plot(count, min(value * factor, top), "o" if inside else "^", color=DOT, markersize=3, markeredgewidth=0, clip_on=False)
+    axes.plot(counts, [value * factor for value in medians], "-o", color=LINE, linewidth=1.6, markersize=4)
     if budget is not None and counts[0] < budget < counts[-1]:
         axes.axvline(budget, color=GREY, linewidth=0.9, linestyle=":")
-        axes.annotate("all questions drawn\nfrom here on", (budget, 0.03), xycoords=("data", "axes fraction"), xytext=(4, 0),
-                      textcoords="offset points", fontsize=7, color=GREY, va="bottom")  # fmt: skip
-    beyond = "" if budget is None or row["ratio_beyond_budget"] is None else f"; ×{row['ratio_beyond_budget']:.2f} from {budget}"
-    _say(axes, f"{_short(scaled[0])} → {_short(scaled[-1])} {unit}", row["ratio"], beyond)
+        axes.annotate(f"all questions drawn\nfrom here on: ×{row['ratio_beyond_budget']:.2f}", (budget, 0.97), va="top", fontsize=7,
+                      xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", color=GREY)  # fmt: skip
+    _say(axes, f"{_time(medians[0])} → {_time(medians[-1])}", row["ratio"])
 
 
 def _disk(axes: Any, counts: Sequence[int], facts: Mapping[str, Any]) -> None:
     whole = [facts[str(count)]["bytes"]["all"] / 1e6 for count in counts]
     rest = [(facts[str(count)]["bytes"]["all"] - facts[str(count)]["bytes"]["adapters"]) / 1e6 for count in counts]
+    axes.set_ylabel("MB", fontsize=8, color=GREY, labelpad=2)
     axes.plot(counts, whole, "-o", color=LINE, linewidth=1.6, markersize=4)
     axes.plot(counts, rest, "-o", color=DOT, linewidth=1.2, markersize=3)
     axes.set_ylim(0, 1.3 * whole[-1])
@@ -103,21 +107,22 @@ def _disk(axes: Any, counts: Sequence[int], facts: Mapping[str, Any]) -> None:
 
 
 def _memory(axes: Any, counts: Sequence[int], peaks: Mapping[str, Any]) -> None:
+    axes.set_ylabel("MB", fontsize=8, color=GREY, labelpad=2)
     tops = []
     for (stage, label), colour in zip(STAGES.items(), (LINE, DOT, GREY), strict=True):
         values = [peaks[str(count)][stage] / 1e6 for count in counts]
         tops.append(max(values))
         axes.plot(counts, values, "-o", color=colour, linewidth=1.4, markersize=3, label=label)
-    axes.set_ylim(0, 1.45 * max(tops))
-    axes.legend(fontsize=7, frameon=False, loc="lower right")
+    axes.set_ylim(0, 1.75 * max(tops))
+    axes.legend(fontsize=7, frameon=False, loc="upper left", borderaxespad=0.2, labelspacing=0.25)
     first, last = (peaks[str(count)]["update"] / 1e6 for count in (counts[0], counts[-1]))
     _say(axes, f"{_short(first)} → {_short(last)} MB", last / first)
 
 
-def _say(axes: Any, text: str, ratio: float, beyond: str = "") -> None:
+def _say(axes: Any, text: str, ratio: float) -> None:
     """The figures of a panel, above it, with the ratio where there is one to tell."""
     colour = WARNING if ratio >= GROWN else GREY
-    shown = text if ratio == 1.0 else f"{text} (×{ratio:.2f}{beyond})"
+    shown = text if ratio == 1.0 else f"{text} (×{ratio:.2f})"
     axes.annotate(shown, (0, 1), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points", fontsize=8.5, color=colour)
 
 
@@ -131,6 +136,10 @@ def _dress(axes: Any, counts: Sequence[int]) -> None:
         axes.spines[side].set_color("#c9ced6")
     axes.grid(axis="y", color="#eceff3", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def _time(milliseconds: float) -> str:
+    return f"{_short(milliseconds / 1000)} s" if milliseconds >= 1000 else f"{_short(milliseconds)} ms"
 
 
 def _short(value: float) -> str:

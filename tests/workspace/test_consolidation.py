@@ -140,7 +140,6 @@ def test_revert_brings_the_separate_adapters_back(learned: Path, joined: Path, t
 def test_forgetting_a_document_of_a_shared_adapter(learned: Path, joined: Path, tmp_path: Path, tiny_model: Any) -> None:
     with opened(joined, tmp_path, tiny_model) as lm:
         gone, *stay = LAW
-        other = answers(lm, OTHER)
         assert right(lm, gone) > 0.5
         other = answers(lm, OTHER)
         tainted = [item.digest for item in lm.state.adapters if document(gone).id in item.documents]
