@@ -66,7 +66,7 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     figure.suptitle(
         f"What {counts[-1]} documents cost against {counts[0]}: model {record['model']}, {machine['cpu']}, {threads}, "
-        f"median of {record['repeats']}; dots are single runs",
+        f"median of {record['repeats']}; dots are single runs, triangles those beyond the frame",
         fontsize=11, x=0.02, ha="left",
     )  # fmt: skip
     figure.tight_layout(rect=(0.02, 0, 1, 0.97), h_pad=1.6, w_pad=1.2)
