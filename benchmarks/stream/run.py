@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -112,20 +113,22 @@ def _control() -> tuple[list[Probe], str]:
 
 
 class Bench:
-    """The model, the stream, and study sets that all arms share."""
+    """The model, the stream, and study sets that all arms share through ``folder``."""
 
-    def __init__(self, model: LanguageModel, stream: Stream, config: Config) -> None:
-        self.model, self.stream, self.config = model, stream, config
+    def __init__(self, model: LanguageModel, stream: Stream, config: Config, folder: Path) -> None:
+        self.model, self.stream, self.config, self.folder = model, stream, config, folder
         self.skill = shipped_skill(model)
-        self._studies: dict[str, tuple[StudySet, float]] = {}
 
     def study(self, document: Document) -> tuple[StudySet, float]:
         """The document's study set and the seconds it took to make."""
-        if document.id not in self._studies:
+        place = self.folder / f"{document.id}.json"
+        if not place.exists():
             started = time.perf_counter()
             made = build_study(self.model, self.skill, document, self.config.study, self.config.learn.seed)
-            self._studies[document.id] = (made, time.perf_counter() - started)
-        return self._studies[document.id]
+            (half := place.with_suffix(f".{os.getpid()}")).write_text(f"{time.perf_counter() - started}\n{made.to_json().decode()}")
+            half.replace(place)
+        seconds, study = place.read_text().split("\n", 1)
+        return StudySet.from_json(study.encode()), float(seconds)
 
     def score(self, document: Document, injection: Injection | None = None, context: bool = False) -> float:
         """Recall of a document's questions."""
@@ -242,22 +245,16 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def run_arms(options: argparse.Namespace, arms: Sequence[str], threads: int | None, save: bool = False) -> list[dict[str, Any]]:
-    """Run some arms in this process; with ``save`` the results are written after each."""
-    config = configured(options)
-    model = load_model(options.model, threads=threads or config.model.threads)
-    stream = stream_of(options)
+def run_arm(options: argparse.Namespace, arm: str, folder: Path) -> dict[str, Any]:
+    """One arm, in this process; ``folder`` is where arms find each other's study sets."""
+    config, stream = configured(options), stream_of(options)
     if any(document.pairs for document in stream.documents):
         raise ValueError("a document of the stream brings questions of its own: they would be trained on")
-    bench = Bench(model, stream, config)
-    rows = []
-    for arm in arms:
-        print(f"{arm} ...", flush=True)
-        rows.append(RUNNERS.get(arm, sequential_arm)(bench, arm).summary())
-        show(rows[-1:])
-        if save:
-            write(options, stream, rows)
-    return rows
+    model = load_model(options.model, threads=1 if options.jobs > 1 else config.model.threads)
+    print(f"{arm} ...", flush=True)
+    row = RUNNERS.get(arm, sequential_arm)(Bench(model, stream, config, folder), arm).summary()
+    show([row])
+    return row
 
 
 def stream_of(options: argparse.Namespace) -> Stream:
@@ -299,22 +296,18 @@ def main() -> None:
     parser.add_argument("--squad", type=Path, help="a SQuAD v1.1 JSON file instead of the written stream")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, choices=(1, 2), default=1, help="2: the default arm beside the others, one thread each")
+    parser.add_argument("--jobs", type=int, default=1, help="arms that run at the same time, with one thread each")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     arms = options.arms.split(",")
     if unknown := set(arms) - set(ARMS):
         parser.error(f"unknown arm {sorted(unknown)[0]!r}; there are {', '.join(ARMS)}")
-    groups = [arms]
-    if options.jobs == 2 and "default" in arms and len(arms) > 1:
-        groups = [["default"], [arm for arm in arms if arm != "default"]]
-    if len(groups) == 1:
-        rows = run_arms(options, arms, None, save=True)
-    else:
-        with ProcessPoolExecutor(len(groups), mp_context=get_context("spawn")) as pool:
-            found = [pool.submit(run_arms, options, group, 1) for group in groups]
-            rows = sorted((row for future in found for row in future.result()), key=lambda row: arms.index(row["arm"]))
-    target = write(options, stream_of(options), rows)
+    stream, rows = stream_of(options), []
+    longest_first = sorted(arms, key=ARMS.index, reverse=True)
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run_arm, options, arm, Path(folder)) for arm in longest_first]):
+            rows = sorted([*rows, done.result()], key=lambda row: arms.index(row["arm"]))
+            target = write(options, stream, rows)  # after every arm, so that an interrupted run leaves what it has
     show(rows)
     print(f"written to {target.name}")
 

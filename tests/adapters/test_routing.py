@@ -8,8 +8,8 @@ import pytest
 
 from retain.adapters.routing import Surprise, content_words, match, route, stem, telling
 
-ABOUT = "Ottilie Brannagh surveyed the harbour of Quellenbeck. She kept a heron."
-OTHER = "The harbour is deep. What was the name of the one that was there? They say that it is so."
+ABOUT = "Report\nOttilie Brannagh surveyed the harbour of Quellenbeck. She kept a heron."
+OTHER = "Report\nThe harbour is deep. What was the name of the one that was there? They say that it is so."
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +42,18 @@ def test_a_document_is_scored_by_the_share_of_those_words(surprise: Surprise) ->
 def test_words_of_a_text_are_found_in_other_forms() -> None:
     assert stem("ferries") == stem("ferry") and stem("repaired") == stem("repair") and stem("Brannagh's") == "brannagh"
     assert {"well-known", "well", "known", "bridg"} >= content_words("the well-known bridges").keys() >= {"well-known", "known"}
+
+
+def test_common_words_find_the_document_that_they_are_the_topic_of(surprise: Surprise) -> None:
+    prompt = "What about the heron?"
+    bits = telling(prompt, surprise)["heron"][1]
+    once, often = "Report\nA heron was seen.", "Report\nThe heron eats. One more heron came. No heron left."
+    titled = "The heron\nIt eats fish."
+    passing, topic, title = (match(prompt, {"d": text}, surprise)[0] for text in (once, often, titled))
+    assert passing.bits == topic.bits == title.bits == pytest.approx(bits)
+    assert (passing.topic, topic.topic, title.topic) == (0.0, pytest.approx(bits), pytest.approx(bits))
+    rules = {"threshold": 0.3, "margin": 0.05, "most": 2, "least_bits": bits + 1, "topic_bits": bits - 0.1}
+    chosen = [route([item], **rules).documents for item in (passing, topic, title)]
+    assert chosen == [(), ("d",), ("d",)]
+    assert route([topic], **rules, topic_threshold=1.01).documents == ()
+    assert [item.document for item in match(prompt, {"a": once, "b": often}, surprise)] == ["b", "a"]

@@ -10,7 +10,7 @@ from tests.tiny_models import LLAMA, SEQUENCES, bytes_of, hugging_face, llama, l
 
 from retain.adapters import inject
 from retain.lm.decoder import DecoderConfig, DecoderLM, common_prefix, initial_weights
-from retain.lm.model import LanguageModelError
+from retain.lm.model import LanguageModel, LanguageModelError
 from retain.lm.packing import Packed
 
 LLAMA3 = {
@@ -210,3 +210,16 @@ def test_loading_copies_and_running_never_writes() -> None:
 def test_what_it_cannot_run_is_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(LanguageModelError, match=reason):
         DecoderConfig.from_hugging_face({"model_type": "llama", **LLAMA, **options})
+
+
+@torch.no_grad()
+def test_what_comes_after_a_prefix() -> None:
+    """The prefix runs once, for the base and with an adapter; the same as running it before every sequence."""
+    model = llama()
+    for injection in (None, inject([(lora(model), 1.0)], model.dtype, model.device)):
+        for prefix in ([], [5, 9, 2, 7, 7, 1]):
+            found = model.hidden_after(prefix, SEQUENCES, injection)
+            expected = LanguageModel.hidden_after(model, prefix, SEQUENCES, injection)
+            assert found.shape == (sum(map(len, SEQUENCES)), model.width)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(model.hidden_after([3], SEQUENCES), model.hidden_after([4], SEQUENCES))

@@ -93,3 +93,35 @@ def test_token_loss_differentiated_twice(kernels: bool) -> None:
         seconds.append(torch.autograd.grad(gradient.square().sum(), leaf)[0])
     assert float(seconds[1].abs().max()) > 1e-4
     torch.testing.assert_close(*seconds, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_token_loss_with_soft_labels(kernels: bool, dtype: torch.dtype, tolerance: float) -> None:
+    """Equal to torch's cross-entropy with probabilities; a token may be there twice."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(shape, generator=generator).to(dtype) for shape in ((300, 16), (50, 16)))
+    labels = torch.randint(0, 50, (300, 4), generator=generator)
+    labels[:, 3] = labels[:, 0]
+    soft = torch.rand(300, 4, generator=generator).softmax(1)
+    dense = torch.zeros(300, 50).scatter_add_(1, labels, soft)
+    leaves = [hidden.clone().requires_grad_(True) for _ in range(3)]
+    found = products.token_loss(leaves[0], head, labels, soft)
+    plain = products.soft_cross_entropy(F.linear(leaves[1], head).float(), labels, soft)
+    expected = F.cross_entropy(F.linear(leaves[2], head).float(), dense)
+    losses = (found, plain, expected)
+    gradients = [torch.autograd.grad(3.0 * loss, leaf)[0] for loss, leaf in zip(losses, leaves, strict=True)]
+    for loss, gradient in zip(losses[:2], gradients[:2], strict=True):
+        torch.testing.assert_close(loss, expected, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(gradient, gradients[2], rtol=tolerance, atol=tolerance / 10)
+
+
+def test_soft_labels_differentiated_twice(kernels: bool) -> None:
+    head, labels, soft = torch.randn(9, 4), torch.tensor([[1, 5], [5, 0], [8, 2]]), torch.tensor([[0.3, 0.7], [1.0, 0.0], [0.5, 0.5]])
+    seconds, x = [], torch.randn(3, 4)
+    dense = torch.zeros(3, 9).scatter_add_(1, labels, soft)
+    for loss in (lambda leaf: products.token_loss(leaf, head, labels, soft), lambda leaf: F.cross_entropy(F.linear(leaf, head), dense)):
+        leaf = x.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        seconds.append(torch.autograd.grad(gradient.square().sum(), leaf)[0])
+    assert float(seconds[1].abs().max()) > 1e-4
+    torch.testing.assert_close(*seconds, rtol=1e-4, atol=1e-6)

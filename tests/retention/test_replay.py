@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
-from tests.retention.tiny import learn, loss_on, objective_of, ragged, table, tiny_model, tiny_params
+from tests.retention.tiny import learn, loss_on, objective_of, ragged, table, through_disk, tiny_model, tiny_params
 
 from retain.data.examples import Example
 from retain.retention import Replay, ReplayBuffer, RetentionError, Task
@@ -49,6 +50,14 @@ def test_capacity_duplicates_and_seen(strategy: Strategy) -> None:
     assert buffer.add(examples, "t0") == 30 and len(buffer) == 30 and buffer.seen == 30  # the same epoch again adds nothing
     buffer.add(numbered(100, start=30), "t1")
     assert len(buffer) == 50 and buffer.seen == 130 and len({key_of(item) for item in buffer.items}) == 50
+
+
+def test_a_teachers_labels_are_stored_too(tmp_path: Path) -> None:
+    taught = [replace(example, soft=(((3, 0.25), (4, 0.25)), ((5, 0.5),))) for example in numbered(3)]
+    buffer, again = ReplayBuffer(10), ReplayBuffer(10)
+    buffer.add([*taught, *numbered(2, start=3)], "t0")
+    again.load_state_dict(through_disk(buffer.state_dict(), tmp_path / "state"))
+    assert again.items == buffer.items and sum(bool(item.soft) for item in again.items) == 3
 
 
 def test_a_rejected_example_is_not_remembered() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from tests.tiny import tiny_documents, tiny_questions
 
 from retain.adapters import Adapter, AdapterSpec, new_lora, select_sites
+from retain.data.errors import DataError
 from retain.data.examples import Example, question_example, text_example
 from retain.lm.decoder import DecoderLM
 from retain.lm.packing import Packed
@@ -112,6 +114,26 @@ def test_only_supervised_positions_contribute(tiny_model: DecoderLM, examples: l
         expected = F.cross_entropy(tiny_model.logits(final[-2:-1]), torch.tensor(question.tokens[-1:]))
     silent = new_lora(tiny_model, sites, 4, 4 * SCALE, 0)
     assert float(objective.loss([one], silent)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_teachers_share_of_the_label(tiny_model: DecoderLM, examples: list[Example]) -> None:
+    """The loss is the mean of the label's and the teacher's, each with its share, beside examples that have no teacher."""
+    sites = select_sites(tiny_model)
+    params = noisy(tiny_model, sites)
+    objective = AdapterObjective(tiny_model, sites, SCALE)
+    plain = examples[2]
+    soft = tuple(((3, 0.2), (place % 7, 0.1)) for place in range(plain.n_supervised()))
+    taught = replace(plain, soft=soft)
+    log_p = torch.log_softmax(objective.logits([plain, examples[3]], params)[0], -1)
+    labels = objective.labels([plain, examples[3]])
+    expected = -log_p.gather(1, labels[:, None])[:, 0]
+    for place, row in enumerate(soft):
+        expected[place] *= 0.7
+        expected[place] -= sum(share * log_p[place, token] for token, share in row)
+    assert float(objective.loss([taught, examples[3]], params)) == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert float(objective.loss([plain, examples[3]], params)) != pytest.approx(float(expected.mean()), rel=1e-3)
+    with pytest.raises(DataError, match="soft targets"):
+        replace(plain, soft=soft[1:])
 
 
 def test_nothing_supervised_is_an_error(tiny_model: DecoderLM, examples: list[Example]) -> None:

@@ -305,7 +305,7 @@ def test_names_are_keys_whatever_the_domain_is_called() -> None:
 
 def test_with_many_documents_the_frozen_prefix_is_not_kept(learned: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with ContinualLM.open(learned, tiny_model, config=configured(learn={"epochs": 1, "layers": "last-half"})) as lm:
-        examples = lm._consolidation()._examples(document(LAW[0]).id)[:8]
+        examples = lm._consolidation()._examples(document(LAW[0]).id, lm.state)[:8]
         kept = lora.train_adapter(tiny_model, "kept", examples, lm.config.learn)
         monkeypatch.setattr(lora, "PREFIX_BYTES", 0)
         again = lora.train_adapter(tiny_model, "again", examples, lm.config.learn)

@@ -3,19 +3,22 @@
 The score of a document is the share of the prompt's information that the document covers: every content word of the prompt weighs its
 surprise, -log2 of how common the word is in general text, estimated from its rank in the tokenizer's vocabulary (byte-pair merges
 are learned in order of frequency, so the id of a word's token orders words by frequency; Zipf's law turns rank into probability).
-A prompt that shares only common words with a document, such as a general question, stays with the base.
+A prompt that shares only common words with a document, such as a general question, stays with the base, unless they are what the
+document is about: words of its title, or words that it keeps coming back to.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 COMMON_BITS = 9.0  # up to this surprise a word is one that everybody uses: it carries nothing
+OFTEN = 3  # a word that a document has so many times is one of its topics
 _WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
 _FUNCTION = frozenset(
     [
@@ -158,11 +161,13 @@ _FUNCTION = frozenset(
 
 @dataclass(frozen=True)
 class Match:
-    """A document with its ``score`` in [0, 1] (covered share of the prompt's information) and ``bits`` (what is covered)."""
+    """A document with its ``score`` in [0, 1] (covered share of the prompt's information), ``bits`` (what is covered) and ``topic`` (the
+    part of it that is covered by words of the document's first line, its title, or by words that it has ``OFTEN`` times)."""
 
     document: str
     score: float
     bits: float
+    topic: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -219,31 +224,38 @@ def telling(prompt: str, surprise: Surprise) -> dict[str, tuple[str, float]]:
 
 
 def match(prompt: str, candidates: Mapping[str, str], surprise: Surprise) -> list[Match]:
-    """Score candidate documents (id -> text) for a prompt, best first."""
+    """Score candidate documents (id -> text, whose first line is the title) for a prompt, best first."""
     weights = {key: bits for key, (_, bits) in telling(prompt, surprise).items()}
     total = sum(weights.values())
     if total == 0:
         return []
     found = []
     for document, text in candidates.items():
-        present = _stems(text)
+        present, topics = _stems(text)
         covered = sum(weight for key, weight in weights.items() if key in present)
-        found.append(Match(document, covered / total, covered))
-    return sorted(found, key=lambda item: (-item.bits, item.document))
+        topic = sum(weight for key, weight in weights.items() if key in topics)
+        found.append(Match(document, covered / total, covered, topic))
+    return sorted(found, key=lambda item: (-item.bits, -item.topic, item.document))
 
 
 @lru_cache(maxsize=512)
-def _stems(text: str) -> frozenset[str]:
-    """Stems of the content words of a document, which is looked at for many prompts."""
-    return frozenset(content_words(text))
+def _stems(text: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Stems of the content words of a document, which is looked at for many prompts, and of those that are its topics."""
+    title = text.partition("\n")[0]
+    often = Counter(key for word in _WORD.findall(text) for key in content_words(word))
+    return frozenset(content_words(text)), frozenset(content_words(title)) | {key for key, count in often.items() if count >= OFTEN}
 
 
-def route(matches: Sequence[Match], *, threshold: float, margin: float, most: int, least_bits: float = 12.0) -> Route:
-    """Choose documents: the best must cover at least ``threshold`` of the prompt's information and ``least_bits`` in all; others join
-    when they are within ``margin`` (as a share of the best) of it, up to ``most``."""
+def route(matches: Sequence[Match], *, threshold: float, margin: float, most: int, least_bits: float = 12.0,
+          topic_bits: float = 6.0, topic_threshold: float = 0.45) -> Route:  # fmt: skip
+    """Choose documents: the best must cover at least ``threshold`` of the prompt's information and ``least_bits`` in all, or
+    ``topic_threshold`` of it and ``topic_bits`` by its topics; others join when they are within ``margin`` (as a share of the best) of
+    it, up to ``most``."""
     chosen: list[str] = []
     for item in matches:
-        if item.score < threshold or item.bits < least_bits or len(chosen) >= most:
+        speaks = item.score >= threshold and item.bits >= least_bits
+        speaks = speaks or (item.score >= topic_threshold and item.topic >= topic_bits)
+        if not speaks or len(chosen) >= most:
             break
         if chosen and item.bits < (1 - margin) * matches[0].bits:
             break

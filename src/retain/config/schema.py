@@ -95,6 +95,9 @@ class StudyConfig(Section):
     )
     teacher: TeacherConfig = Field(default_factory=TeacherConfig, description="A larger model that writes questions")
     questions_per_fact: Count = Field(4, description="Differently worded questions for each fact")
+    distillation: Fraction = Field(
+        0.5, description="Share of what the model says while it reads the document, in the labels of questions that it wrote"
+    )
     held_out_fraction: Fraction = Field(
         0.25, description="Share of the facts with one wording kept out of training, to measure what was learned"
     )
@@ -200,6 +203,8 @@ class RouteConfig(Section):
     threshold: NonNegative = Field(0.35, description="Smallest retrieval score that activates an adapter")
     margin: NonNegative = Field(0.05, description="Further documents join whose score is within this share of the best")
     least_bits: NonNegative = Field(12.0, description="Smallest information, in bits, that a prompt must share with a document")
+    topic_threshold: NonNegative = Field(0.45, description="The same as threshold, where the document's topics are asked about")
+    topic_bits: NonNegative = Field(6.0, description="Smallest information, in bits, that a prompt must share with a document's topics")
     max_adapters: Count = Field(2, description="Adapters active at once")
 
 

@@ -23,9 +23,11 @@ class Example:
         document: id of the document it was made from, or "".
         kind: "text", "dialogue", "question", or a name of the caller's.
         importance: from 0 to 1.
+        soft: for each target in order, likely tokens with their probabilities by a teacher, which take their sum's share of the target's
+            place in the loss (see :func:`retain.lm.products.token_loss`); () when there is no teacher.
 
     Raises:
-        DataError: no tokens, lengths that differ, or a supervised first token.
+        DataError: no tokens, lengths that differ, a supervised first token, or as many soft targets as there are not targets.
     """
 
     tokens: tuple[int, ...]
@@ -33,6 +35,7 @@ class Example:
     document: str = ""
     kind: str = "text"
     importance: float = 0.5
+    soft: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(self.tokens))
@@ -41,6 +44,8 @@ class Example:
             raise DataError(f"an example of {len(self.tokens)} tokens and {len(self.supervised)} marks")
         if self.supervised[0]:
             raise DataError("the first token of an example has nothing before it to be predicted from", field="supervised")
+        if self.soft and len(self.soft) != self.n_supervised():
+            raise DataError(f"{len(self.soft)} soft targets for {self.n_supervised()} targets", field="soft")
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -6,12 +6,14 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from retain.adapters import Adapter, inject
 from retain.config import StudyConfig
 from retain.data.document import Document
 from retain.data.examples import Example, dialogue_examples, question_example, text_examples
 from retain.data.selfstudy import StudyItem, grounded, hold_out, study_items, write_items
+from retain.learners.distillation import read_labels
 from retain.learners.teacher import teacher_items
 from retain.lm.generation import Sampling, generate
 from retain.lm.model import LanguageModel
@@ -49,7 +51,8 @@ def write_questions(model: LanguageModel, skill: Adapter | None, document: Docum
         texts = generate(model, tokens, Sampling(max_tokens=96, temperature=0.7, top_p=0.95, seed=seed), injection, batch=48)
         return [[f"Q:{text}" for text in texts[first : first + n]] for first in range(0, len(texts), n)]
 
-    return write_items(write, document.title, document.text, per_sentence=per_sentence, seed=seed)
+    items = write_items(write, document.title, document.text, per_sentence=per_sentence, seed=seed)
+    return [replace(item, written=True) for item in items]
 
 
 def own_questions(document: Document, fraction: float, seed: int) -> list[StudyItem]:
@@ -85,36 +88,28 @@ def build_study(model: LanguageModel, skill: Adapter | None, document: Document,
     )
 
 
-def study_examples(model: LanguageModel, document: Document, study: StudySet) -> list[Example]:
-    """Tokenised training examples of a study set; long texts are split with context, never cut."""
+def study_examples(
+    model: LanguageModel, document: Document, study: StudySet, skill: Adapter | None = None, distillation: float = 0.0
+) -> list[Example]:
+    """Tokenised training examples of a study set; long texts are split with context, never cut.
+
+    With the study ``skill``, ``distillation`` is the share that the model which reads the document has in the labels of a question that
+    it wrote.
+    """
     found: list[Example] = []
     if document.messages:
         found += dialogue_examples(model.tokenizer, document.messages, WINDOW, document=document.id, importance=document.importance)
+    common: dict[str, Any] = {"document": document.id, "importance": document.importance}
     for item in study.train:
         if item.prompt is None:
-            found += text_examples(
-                model.tokenizer,
-                item.completion,
-                WINDOW,
-                overlap=32,
-                document=document.id,
-                kind=item.kind,
-                importance=document.importance,
-                end=False,
-            )
-        else:
-            found.append(
-                question_example(
-                    model.tokenizer,
-                    item.prompt,
-                    item.completion,
-                    document=document.id,
-                    kind=item.kind,
-                    importance=document.importance,
-                    max_tokens=WINDOW,
-                )
-            )
-    return found
+            found += text_examples(model.tokenizer, item.completion, WINDOW, overlap=32, end=False, kind=item.kind, **common)
+    asked = [item for item in study.train if item.prompt is not None]
+    questions = [
+        question_example(model.tokenizer, item.prompt or "", item.completion, kind=item.kind, max_tokens=WINDOW, **common) for item in asked
+    ]
+    if skill is not None and distillation > 0.0:
+        questions = read_labels(model, skill, document, asked, questions, distillation)
+    return found + questions
 
 
 def kinds(items: Sequence[StudyItem]) -> dict[str, int]:

@@ -223,8 +223,18 @@ class DecoderLM(LanguageModel):
     def logits(self, hidden: Tensor) -> Tensor:
         return linear(hidden.to(self._head.dtype), self._head).float()
 
-    def token_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        return token_loss(hidden.to(self._head.dtype), self._head, labels)
+    def token_loss(self, hidden: Tensor, labels: Tensor, soft: Tensor | None = None) -> Tensor:
+        return token_loss(hidden.to(self._head.dtype), self._head, labels, soft)
+
+    def hidden_after(self, prefix: Sequence[int], sequences: Sequence[Sequence[int]], injection: Injection | None = None) -> Tensor:
+        """As :meth:`LanguageModel.hidden_after`; the prefix runs once."""
+        if not prefix:
+            return self.hidden(Packed.of(sequences, self.device), injection)
+        cache = KeyValueCache(self, 1, len(prefix))
+        self.hidden(Packed.of([prefix], self.device), injection, cache=cache)
+        cache.share(len(prefix))
+        cache.read_only = True
+        return self.hidden(Packed.of(sequences, self.device, len(prefix)), injection, cache=cache)
 
     def decode(self, prompts: Sequence[Sequence[int]], injection: Injection | None, capacity: int) -> Decoding:
         return Decoding(self, prompts, injection, capacity)
@@ -252,7 +262,7 @@ class DecoderLM(LanguageModel):
         if cache is not None and cache.filled:
             mixed = cache.attend(layer, qk[:, : c.heads], qk[:, c.heads :], v)
         else:
-            if cache is not None:
+            if cache is not None and not cache.read_only:
                 cache.store(layer, packed, qk[:, c.heads :], v)
             mixed = attend(packed, qk, v, cache.prefix(layer) if cache is not None else None)
         x = x + self._linear(layer, "o", ("self_attn.o_proj",), mixed.reshape(x.shape[0], -1), packed, injection)
@@ -333,6 +343,7 @@ class KeyValueCache:
         self.values = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=model.device)
         self.filled = False
+        self.read_only = False  # what comes after the shared positions is not kept
         self._shared = 0
 
     def share(self, length: int) -> None:

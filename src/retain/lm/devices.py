@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# oneDNN keeps compiled code for every shape of a product that it met, 1,024 of them unless told otherwise. Batches of ever new lengths
+# fill that with 1 GB that is hardly used again; it reads this before its first product.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
 MPS_MEMORY_FRACTION = 0.8
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 REPORTED_FLAGS = frozenset({"avx2", "avx512f", "avx512_f", "avx512_vnni", "avx512_fp16", "amx_int8", *BF16_FLAGS})

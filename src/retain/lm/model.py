@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.lm.packing import Packed, targets
+from retain.lm.products import soft_cross_entropy
 
 
 class LanguageModelError(RuntimeError):
@@ -68,9 +69,17 @@ class LanguageModel(ABC):
     def decode(self, prompts: Sequence[Sequence[int]], injection: Injection | None, capacity: int) -> Any:
         """Start decoding: an object with ``logits`` [B, vocabulary] of the next token and ``advance(tokens, keep)``."""
 
-    def token_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of the tokens ``labels`` [N] after the final hidden states ``hidden`` [N, width]."""
-        return F.cross_entropy(self.logits(hidden), labels)
+    def token_loss(self, hidden: Tensor, labels: Tensor, soft: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy in nats of the tokens ``labels`` [N] after the final hidden states ``hidden`` [N, width]; with ``soft`` [N, K]
+        the labels are [N, K] tokens with these probabilities."""
+        logits = self.logits(hidden)
+        return F.cross_entropy(logits, labels) if soft is None else soft_cross_entropy(logits, labels, soft)
+
+    def hidden_after(self, prefix: Sequence[int], sequences: Sequence[Sequence[int]], injection: Injection | None = None) -> Tensor:
+        """Final hidden states [T, width] of the packed ``sequences``, each of which comes after the same ``prefix``."""
+        packed = Packed.of([[*prefix, *sequence] for sequence in sequences], self.device)
+        own = torch.cat([torch.arange(len(prefix) + len(sequence)) >= len(prefix) for sequence in sequences])
+        return self.hidden(packed, injection)[own.to(self.device)]
 
     def sequence_log_likelihood(
         self, sequences: Sequence[Sequence[int]], supervised: Sequence[Sequence[bool]], injection: Injection | None = None

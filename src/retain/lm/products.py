@@ -49,40 +49,51 @@ class _TokenLoss(torch.autograd.Function):
     PIECE = 128
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, soft: Tensor) -> Tensor:
         loss = torch.zeros((), device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for first in range(0, len(labels), _TokenLoss.PIECE):
             piece = slice(first, first + _TokenLoss.PIECE)
-            logits, label = linear(hidden[piece], head).float(), labels[piece, None]
+            logits, label, share = linear(hidden[piece], head).float(), labels[piece], soft[piece]
             logits.sub_(logits.amax(1, keepdim=True))  # so that the loss of a sure prediction keeps its digits
             normaliser = logits.logsumexp(1, keepdim=True)
-            loss += (normaliser - logits.gather(1, label)).sum()
+            loss += (normaliser[:, 0] - (logits.gather(1, label) * share).sum(1)).sum()
             if gradient is not None:
                 probabilities = logits.sub_(normaliser).exp_()
-                probabilities.scatter_add_(1, label, probabilities.new_full(label.shape, -1.0))
+                probabilities.scatter_add_(1, label, -share)
                 gradient[piece] = linear(probabilities.to(head.dtype), head.t())
         ctx.save_for_backward(hidden, gradient)
-        ctx.head, ctx.labels = head, labels
+        ctx.head, ctx.labels, ctx.soft = head, labels, soft
         return loss / len(labels)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (g,) = gradients
         hidden, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
             with torch.enable_grad():
-                loss = F.cross_entropy(linear(hidden, ctx.head).float(), ctx.labels)
-                return torch.autograd.grad(loss, hidden, g, create_graph=True)[0], None, None
-        return gradient * (g / len(ctx.labels)).to(gradient.dtype), None, None
+                loss = soft_cross_entropy(linear(hidden, ctx.head).float(), ctx.labels, ctx.soft)
+                return torch.autograd.grad(loss, hidden, g, create_graph=True)[0], None, None, None
+        return gradient * (g / len(ctx.labels)).to(gradient.dtype), None, None, None
 
 
-def token_loss(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+def soft_cross_entropy(logits: Tensor, labels: Tensor, soft: Tensor) -> Tensor:
+    """Mean over the rows of ``logits`` [N, V] of the cross-entropy to the distribution that gives the tokens ``labels`` [N, K] the
+    probabilities ``soft`` [N, K], which sum to 1 (Hinton et al., 1503.02531, section 2, at temperature 1)."""
+    return (logits.logsumexp(1) - (logits.gather(1, labels) * soft).sum(1)).mean()
+
+
+def token_loss(hidden: Tensor, head: Tensor, labels: Tensor, soft: Tensor | None = None) -> Tensor:
     """Mean cross-entropy in nats of ``labels`` [N] under the logits ``hidden`` [N, d] times the transpose of the frozen ``head`` [V, d].
+
+    With ``soft`` [N, K] the labels are [N, K] too, as in :func:`soft_cross_entropy`.
 
     Never holds all logits: in float32 those of 1,000 tokens over a vocabulary of 49,152 are 197 MB, twice with their gradient.
     """
-    return _TokenLoss.apply(hidden, head, labels)
+    if soft is None:
+        labels = labels[:, None]
+        soft = torch.ones(labels.shape, device=labels.device)
+    return _TokenLoss.apply(hidden, head, labels, soft)
 
 
 @cache

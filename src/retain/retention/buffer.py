@@ -210,7 +210,9 @@ class ReplayBuffer:
             "ranks": torch.from_numpy(self._ranks[:count].copy()),
             "alike": torch.from_numpy(self._alike[:count].copy()),
             "nearest": torch.from_numpy(self._nearest[:count].copy()),
-            "about": [[item.document, item.kind, item.importance, task] for item, task in zip(self.items, self._tasks, strict=True)],
+            "about": [
+                [item.document, item.kind, item.importance, item.soft, task] for item, task in zip(self.items, self._tasks, strict=True)
+            ],
             "seen": self.seen,
             "latest": self.latest,
             "random": random_state(self._random),
@@ -223,8 +225,9 @@ class ReplayBuffer:
             raise RetentionError(f"{len(lengths)} saved examples do not fit into a replay buffer of {self.capacity}")
         examples, tasks = [], []
         parts = zip(state["tokens"].split(lengths), state["supervised"].split(lengths), state["about"], strict=True)
-        for tokens, supervised, (document, kind, importance, task) in parts:
-            examples.append(Example(tuple(tokens.tolist()), tuple(supervised.tolist()), document, kind, importance))
+        for tokens, supervised, (document, kind, importance, soft, task) in parts:
+            teacher = tuple(tuple((token, share) for token, share in row) for row in soft)  # JSON made them lists
+            examples.append(Example(tuple(tokens.tolist()), tuple(supervised.tolist()), document, kind, importance, teacher))
             tasks.append(task)
         self._scores[: len(examples)], self._ranks[: len(examples)] = state["scores"].numpy(), state["ranks"].numpy()
         self._unlike[: len(examples)] = state["unlike"].numpy()

@@ -69,7 +69,7 @@ class AdapterObjective:
     def loss(self, examples: Sequence[Example], params: Params) -> Tensor:
         hidden, packed = self.hidden(examples, params)
         positions, labels = targets(packed, [example.supervised for example in examples])
-        return self.model.token_loss(hidden[positions], labels)
+        return self.model.token_loss(hidden[positions], *soft_targets(examples, labels))
 
     @torch.no_grad()
     def base_logits(self, examples: Sequence[Example]) -> Tensor:
@@ -82,6 +82,19 @@ class AdapterObjective:
         packed = Packed.of([example.tokens for example in examples], self.model.device)
         inputs = torch.cat([self._prefix[example.tokens] for example in examples]) if self.start else None
         return self.model.hidden(packed, injection, start=self.start, inputs=inputs), packed
+
+
+def soft_targets(examples: Sequence[Example], labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The examples' ``labels`` [N] with the teachers' tokens beside them, [N, K], and the probability of each, [N, K]: what the teacher
+    leaves of 1 is the label's. Unchanged and None when no example has a teacher."""
+    if not any(example.soft for example in examples):
+        return labels, None
+    rows = [row for example in examples for row in (example.soft or ((),) * example.n_supervised())]
+    most = max(map(len, rows))
+    padded = [(*row, *[(0, 0.0)] * (most - len(row))) for row in rows]
+    tokens = torch.tensor([[token for token, _ in row] for row in padded], device=labels.device)
+    shares = torch.tensor([[share for _, share in row] for row in padded], device=labels.device)
+    return torch.cat([labels[:, None], tokens], 1), torch.cat([1.0 - shares.sum(1, keepdim=True), shares], 1)
 
 
 def _by_tokens(sequences: Sequence[tuple[int, ...]], budget: int) -> list[list[tuple[int, ...]]]:

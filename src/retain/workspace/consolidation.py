@@ -178,7 +178,7 @@ class Consolidation:
         """
         ledger, budget = self.knowledge.ledger, self.knowledge.config.gate.probe_budget
         self.tell(Event("study", f"reading the study sets of {len(place.documents)} documents of {title}"))
-        examples = [example for key in place.documents for example in self._examples(key)]
+        examples = [example for key in place.documents for example in self._examples(key, state)]
         seed, everything = self.knowledge.config.learn.seed, {"", *(record.id for record in ledger.documents())}
         sample = ledger.sample_probes(budget, seed, exclude=everything - set(place.documents))
         others = ledger.sample_probes(budget, seed, exclude={*place.documents, *leave_out})
@@ -229,14 +229,15 @@ class Consolidation:
         probes = [Probe(item.document, item.question, item.answer) for item in sample]
         return self.knowledge.recalls(probes, [self.knowledge.decide(probe.question, state) for probe in probes], state)
 
-    def _examples(self, document: str) -> list[Example]:
+    def _examples(self, document: str, state: State) -> list[Example]:
         """The training examples of a stored document's study set."""
         knowledge = self.knowledge
         digest = knowledge.ledger.study(document)
         if digest is None:
             raise WorkspaceError(f"{document} has no study set; learn it again first")
         study = StudySet.from_json(knowledge.store.get(digest))
-        return study_examples(knowledge.model, stored_document(knowledge.store, knowledge.ledger.document(document)), study)
+        learned = stored_document(knowledge.store, knowledge.ledger.document(document))
+        return study_examples(knowledge.model, learned, study, knowledge.skill(state), knowledge.config.study.distillation)
 
     def _going_on(self, start: Adapter | None) -> tuple[Config, Mapping[str, Tensor] | None]:
         """The configuration and the tensors to begin with: the shape and tensors of ``start``, or fresh ones of the configured shape."""

@@ -106,6 +106,8 @@ class Knowledge:
             margin=rules.margin,
             most=rules.max_adapters,
             least_bits=rules.least_bits,
+            topic_bits=rules.topic_bits,
+            topic_threshold=rules.topic_threshold,
         )
         wanted = set(chosen.documents)
         owners = [item for item in state.adapters if item.weight and not wanted.isdisjoint(item.documents) and self.whole(item)]

@@ -97,7 +97,7 @@ def learn_document(
     model, skill = knowledge.model, knowledge.skill(state)
     tell(Event("study", f"writing the study set of {document.title}"))
     study = build_study(model, skill, document, config.study, config.learn.seed)
-    examples = study_examples(model, document, study)
+    examples = study_examples(model, document, study, skill, config.study.distillation)
     probes = tuple(Probe(document.id, item.prompt, item.completion) for item in study.probes if item.prompt)
     pieces = document_chunks(model, document)
     text = "\n".join([document.title, *(f"{piece.heading}\n{piece.text}" for piece in pieces)])

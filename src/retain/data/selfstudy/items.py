@@ -15,6 +15,7 @@ class StudyItem:
     """One thing to train on: plain text (`prompt` is None), or a prompt and the completion wanted for it.
 
     `source` is the sentence of the document that says so, `fact` the span of it that is asked for; the two together name a fact.
+    `written` by the model that learns, so that the answer may be wrong although it stands in the text.
     """
 
     prompt: str | None
@@ -23,6 +24,7 @@ class StudyItem:
     source: str
     fact: str
     held_out: bool = False
+    written: bool = False
 
 
 def normalise(text: str) -> str:
