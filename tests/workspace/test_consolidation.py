@@ -20,8 +20,9 @@ from retain.config import Config, load_config
 from retain.data.document import Document
 from retain.learners import lora
 from retain.workspace import Conflict, NotFound
-from retain.workspace.consolidation import forgetting, shared_name
+from retain.workspace.consolidation import forgetting
 from retain.workspace.continual import ContinualLM
+from retain.workspace.transaction import shared_name
 
 LAW, OTHER = (1, 0, 4), 3  # numbers of tests.tiny's documents, learned in two domains
 

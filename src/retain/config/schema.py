@@ -122,6 +122,9 @@ class LearnConfig(Section):
     weight_decay: NonNegative = Field(0.0, description="Weight decay of AdamW")
     clip: Positive = Field(1.0, description="Largest gradient norm")
     seed: Whole = Field(0, description="Seed of everything random in an update")
+    adapter_per: Literal["document", "domain"] = Field(
+        "document", description="One adapter for each document, or one that goes on learning for all documents of a domain"
+    )
     consolidate_after: Whole = Field(
         0, description="Adapters of single documents in a domain after which they become one shared adapter; 0 means never"
     )
@@ -177,7 +180,7 @@ class RetentionConfig(Section):
 
     methods: Names = Field(
         default_factory=list,
-        description="Methods in use while a document's adapter is trained (kl, olora); after a refused try kl is added",
+        description="Methods in use while an adapter is trained; none means replay for one that goes on; after a refused try kl is added",
     )
     replay: ReplayConfig = Field(default_factory=ReplayConfig, description="Rehearsal of earlier examples")
     ewc: EwcConfig = Field(default_factory=EwcConfig, description="Elastic weight consolidation")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -21,10 +21,11 @@ PREFIX_BYTES = 1 << 30  # hidden states below the first trained layer are kept u
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trained adapter that nobody uses yet, and what its training did."""
+    """A trained adapter that nobody uses yet, what its training did, and what its retention methods remember of it, by method."""
 
     adapter: Adapter
     report: TrainingReport
+    memory: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def settings_of(config: LearnConfig) -> TrainingSettings:
@@ -66,4 +67,4 @@ def train_adapter(
     for method in retention:
         method.after_task(task, params)
     spec = AdapterSpec("lora", model.fingerprint, sites, config.rank, config.alpha, lineage={"task": name, **(lineage or {})})
-    return Candidate(Adapter(params, spec).half(), replace(report))
+    return Candidate(Adapter(params, spec).half(), replace(report), {method.name: method.state_dict() for method in retention})

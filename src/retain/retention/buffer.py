@@ -210,9 +210,10 @@ class ReplayBuffer:
             "ranks": torch.from_numpy(self._ranks[:count].copy()),
             "alike": torch.from_numpy(self._alike[:count].copy()),
             "nearest": torch.from_numpy(self._nearest[:count].copy()),
-            "about": [
-                [item.document, item.kind, item.importance, item.soft, task] for item, task in zip(self.items, self._tasks, strict=True)
-            ],
+            "soft_rows": torch.tensor([len(item.soft) for item in self.items], dtype=torch.int32),
+            "soft_sizes": torch.tensor([len(row) for item in self.items for row in item.soft], dtype=torch.int32),
+            "soft": torch.tensor([pair for item in self.items for row in item.soft for pair in row], dtype=torch.float64).view(-1, 2),
+            "about": [[item.document, item.kind, item.importance, task] for item, task in zip(self.items, self._tasks, strict=True)],
             "seen": self.seen,
             "latest": self.latest,
             "random": random_state(self._random),
@@ -225,8 +226,9 @@ class ReplayBuffer:
             raise RetentionError(f"{len(lengths)} saved examples do not fit into a replay buffer of {self.capacity}")
         examples, tasks = [], []
         parts = zip(state["tokens"].split(lengths), state["supervised"].split(lengths), state["about"], strict=True)
-        for tokens, supervised, (document, kind, importance, soft, task) in parts:
-            teacher = tuple(tuple((token, share) for token, share in row) for row in soft)  # JSON made them lists
+        soft = (tuple((int(token), share) for token, share in row.tolist()) for row in state["soft"].split(state["soft_sizes"].tolist()))
+        for (tokens, supervised, (document, kind, importance, task)), rows in zip(parts, state["soft_rows"].tolist(), strict=True):
+            teacher = tuple(next(soft) for _ in range(rows))
             examples.append(Example(tuple(tokens.tolist()), tuple(supervised.tolist()), document, kind, importance, teacher))
             tasks.append(task)
         self._scores[: len(examples)], self._ranks[: len(examples)] = state["scores"].numpy(), state["ranks"].numpy()

@@ -7,16 +7,12 @@ shared adapter trains the adapter anew for the others, in the same way.
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from retain.adapters import Adapter
-from retain.config import Config
 from retain.data.examples import Example
 from retain.evaluation.probes import Probe
 from retain.learners.lora import Candidate, sites_of
@@ -27,7 +23,7 @@ from retain.workspace.knowledge import Knowledge, stored_document
 from retain.workspace.records import ActiveAdapter, State
 from retain.workspace.records import Probe as StoredProbe
 from retain.workspace.reports import Event, Update
-from retain.workspace.transaction import ATTEMPTS, Tell, certify, check_kept, refusal_of, train_candidate
+from retain.workspace.transaction import ATTEMPTS, Tell, certify, check_kept, refusal_of, shared_name, train_candidate, with_candidate
 
 PLAIN, STRONGER = ATTEMPTS[:2]
 
@@ -96,8 +92,9 @@ class Consolidation:
         changes = []
         for item in [item for item in state.adapters if document in item.documents]:
             others = tuple(key for key in item.documents if key != document)
-            rest = tuple(other for other in state.adapters if other is not item)
-            place = replace(item, name=item.name if len(others) > 1 else others[0], documents=others)
+            rest = state.with_adapters([other for other in state.adapters if other is not item])
+            keeps_name = len(others) > 1 or self.knowledge.config.learn.adapter_per == "domain"
+            place = replace(item, name=item.name if keeps_name else others[0], documents=others)
             made = self._share(state, rest, place, item.name, leave_out=[document])
             if made.candidate is None:
                 raise TrainingError(made.refusal)
@@ -138,10 +135,10 @@ class Consolidation:
     def _attempt(self, domain: str, items: Sequence[ActiveAdapter]) -> Update:
         started, knowledge, ledger = time.perf_counter(), self.knowledge, self.knowledge.ledger
         head, state = ledger.head(), ledger.state()
-        rest = tuple(item for item in state.adapters if item not in items)
+        rest = state.with_adapters([item for item in state.adapters if item not in items])
         documents = tuple(dict.fromkeys(key for item in items for key in item.documents))
         grown = max((item for item in items if len(item.documents) > 1), key=lambda item: len(item.documents), default=None)
-        name = grown.name if grown else shared_name(domain, {item.name for item in rest})
+        name = grown.name if grown else shared_name(domain, {item.name for item in rest.adapters})
         start = knowledge.adapter(grown.digest) if grown else None
         if start and start.spec.sites != sites_of(knowledge.model, knowledge.config.learn):
             start = None  # other layers are configured now
@@ -168,7 +165,7 @@ class Consolidation:
         return Update.of(record)
 
     def _share(
-        self, state: State, rest: tuple[ActiveAdapter, ...], place: ActiveAdapter, title: str, start: Adapter | None = None,
+        self, state: State, rest: State, place: ActiveAdapter, title: str, start: Adapter | None = None,
         leave_out: Collection[str] = (),
     ) -> Shared:  # fmt: skip
         """Train one adapter for the documents of ``place``, which joins ``rest`` in the state, and check it against ``state``.
@@ -183,27 +180,26 @@ class Consolidation:
         sample = ledger.sample_probes(budget, seed, exclude=everything - set(place.documents))
         others = ledger.sample_probes(budget, seed, exclude={*place.documents, *leave_out})
         before = self._scores(sample, state)
-        config, first = self._going_on(start)
-        trained_on = replace(state, adapters=rest)
-        best, attempt, tensors = Shared(state, None, 0, ""), PLAIN, first
+        config = self.knowledge.config
+        best, attempt, goes_on = Shared(state, None, 0, ""), PLAIN, start
         for number in range(1, config.gate.attempts + 1):
             try:
                 candidate = train_candidate(
-                    self.knowledge, place.name, title, examples, config, attempt, trained_on, self.general, self.tell, tensors
+                    self.knowledge, place.name, title, examples, config, attempt, rest, self.general, self.tell, goes_on
                 )  # fmt: skip
             except TrainingError as error:
                 best = best if best.candidate else Shared(state, None, number, str(error))
-                attempt, tensors = STRONGER, first
+                attempt, goes_on = STRONGER, start
                 continue
             self.tell(Event("check", f"asking what the documents of {title} taught and what was known before"))
-            after = replace(state, adapters=(*rest, replace(place, digest=self.knowledge.keep(candidate.adapter))))
+            after = with_candidate(self.knowledge, rest, place, candidate)
             made = self._checked(state, after, candidate, sample, before, others, number)
             if not made.refusal:
                 return made
             self.tell(Event("note", f"attempt {number} of {config.gate.attempts}: {made.refusal}"))
             best = made if made.recall >= best.recall else best
             lost = made.learned["forgetting"] > config.gate.max_forgetting
-            attempt, tensors = (PLAIN, candidate.adapter.tensors) if lost else (STRONGER, first)
+            attempt, goes_on = (PLAIN, candidate.adapter) if lost else (STRONGER, start)
         return best
 
     def _checked(
@@ -239,14 +235,6 @@ class Consolidation:
         learned = stored_document(knowledge.store, knowledge.ledger.document(document))
         return study_examples(knowledge.model, learned, study, knowledge.skill(state), knowledge.config.study.distillation)
 
-    def _going_on(self, start: Adapter | None) -> tuple[Config, Mapping[str, Tensor] | None]:
-        """The configuration and the tensors to begin with: the shape and tensors of ``start``, or fresh ones of the configured shape."""
-        config = self.knowledge.config
-        if start is None:
-            return config, None
-        shape = {"rank": start.spec.rank, "alpha": start.spec.scale * start.spec.rank}
-        return config.model_copy(update={"learn": config.learn.model_copy(update=shape)}), start.tensors
-
 
 def forgetting(then: int, before: int, after: int) -> float:
     """Share of the right answers that is lost: those ``then``, when the documents were learned, ``before``, and ``after`` consolidating.
@@ -261,10 +249,3 @@ def forgetting(then: int, before: int, after: int) -> float:
 def _of(document: str, owners: Sequence[str], right: Sequence[bool]) -> int:
     """How many of a document's probes are right."""
     return sum(score for owner, score in zip(owners, right, strict=True) if owner == document)
-
-
-def shared_name(domain: str, taken: Collection[str]) -> str:
-    """A free name for the shared adapter of a domain: "shared-law", "shared-law-2" ..."""
-    words = re.sub(r"[^A-Za-z0-9._-]+", "-", domain).strip("-._")[:40]
-    first = f"shared-{words}" if words else "shared"
-    return next(name for name in (first, *(f"{first}-{number}" for number in range(2, len(taken) + 3))) if name not in taken)

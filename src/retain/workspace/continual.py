@@ -411,12 +411,15 @@ class ContinualLM:
             gone = {item.digest for item in after.adapters} - {item.digest for item in before.adapters}
             back = [item for item in before.adapters if item.digest not in {kept.digest for kept in after.adapters}]
             names = {item.name for item in back}
-            kept = [item for item in state.adapters if item.digest not in gone and item.name not in names]
+            went_on = [item.name for item in state.adapters if item.name in names and item.digest not in gone]
+            if went_on:
+                raise Conflict(f"adapter {went_on[0]} learned more since: revert the later updates before {record.id} first")
+            kept = [item for item in state.adapters if item.digest not in gone]
             served = {document: item.name for item in kept for document in item.documents}
             moved = [served[document] for item in back for document in item.documents if document in served]
             if moved:
                 raise Conflict(f"its documents are in the adapter {moved[0]} now: revert the update that made it before {record.id}")
-            undone = replace(state, adapters=(*kept, *back))
+            undone = state.with_adapters([*kept, *back], {name: before.retention[name] for name in names if name in before.retention})
             if undone == state:
                 raise Conflict(f"update {record.id} left nothing in the current state that could be undone")
             return self._move(undone, "revert", reverts=record.id)
@@ -431,7 +434,7 @@ class ContinualLM:
             if record.status == "forgotten":
                 raise Conflict(f"{record.id} is forgotten already")
             touched = [item.name for item in self.state.adapters if record.id in item.documents]
-            state = replace(self.state, adapters=tuple(item for item in self.state.adapters if item.documents != (record.id,)))
+            state = self.state.with_adapters([item for item in self.state.adapters if item.documents != (record.id,)])
             changes: list[dict[str, Any]] = []
             if record.id in state.documents():
                 state, changes = self._consolidation().without(state, record.id)
@@ -489,7 +492,7 @@ class ContinualLM:
             rest = [item for item in self.state.adapters if item not in chosen]
             if into in {item.name for item in rest}:
                 raise Conflict(f"there is an adapter named {into} already")
-            state = replace(self.state, adapters=(*rest, ActiveAdapter(into, self.knowledge.keep(merged), 1.0, documents)))
+            state = self.state.with_adapters([*rest, ActiveAdapter(into, self.knowledge.keep(merged), 1.0, documents)])
             return self._gated(state, "merge", list(documents), {"method": method, "merged": list(names), "into": into})
 
     def _gated(self, state: State, kind: Any, documents: list[str], facts: dict[str, Any]) -> Update:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 DocumentStatus = Literal["pending", "learning", "committed", "rejected", "failed", "forgotten"]
@@ -124,7 +124,7 @@ class State:
 
     adapters: tuple[ActiveAdapter, ...] = ()
     router: Mapping[str, Any] = field(default_factory=dict)  # calibration: JSON values
-    retention: Mapping[str, str] = field(default_factory=dict)  # method -> digest of its tensors
+    retention: Mapping[str, str] = field(default_factory=dict)  # adapter that goes on learning -> what its retention methods remember
     objects: Mapping[str, str] = field(default_factory=dict)  # any other object by name: optimizer, router tensors, replay
 
     def digests(self) -> set[str]:
@@ -134,6 +134,12 @@ class State:
     def documents(self) -> set[str]:
         """The documents that its adapters were learned from."""
         return {document for adapter in self.adapters for document in adapter.documents}
+
+    def with_adapters(self, adapters: Sequence[ActiveAdapter], retention: Mapping[str, str] | None = None) -> State:
+        """This state with other adapters. What retention methods remember stays, or is ``retention`` by adapter, and goes with its
+        adapter."""
+        known, names = {**self.retention, **(retention or {})}, {item.name for item in adapters}
+        return replace(self, adapters=tuple(adapters), retention={name: known[name] for name in known if name in names})
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: equal states have equal bytes."""

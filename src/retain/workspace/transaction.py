@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
-
-from torch import Tensor
 
 from retain.adapters import Adapter, inject
 from retain.config import Config
@@ -18,13 +17,14 @@ from retain.data.examples import Example, text_example
 from retain.evaluation.answers import contains
 from retain.evaluation.control import load_control
 from retain.evaluation.probes import Probe, mean_kl, perplexity
-from retain.learners.lora import Candidate, train_adapter
+from retain.learners.lora import Candidate, sites_of, train_adapter
 from retain.learners.study import StudySet, build_study, kinds, study_examples
 from retain.lm.devices import machine_facts
 from retain.lm.generation import Sampling, generate
 from retain.retention.registry import Resources, build
 from retain.training.loop import Progress, TrainingError
 from retain.workspace.knowledge import Decision, Knowledge
+from retain.workspace.memory import keep_memory, load_memory
 from retain.workspace.records import ActiveAdapter, Chunk, State, to_json
 from retain.workspace.reports import Event
 from retain.workspace.store import digest_of
@@ -104,17 +104,22 @@ def learn_document(
     before = knowledge.recalls(probes, [Decision()] * len(probes), state)
 
     refusal, certificate, outcome = "", {}, None
-    attempts = ATTEMPTS[: config.gate.attempts]
-    for number, attempt in enumerate(attempts, 1):
+    attempts = attempts_of(knowledge, document, state, config)
+    for number, (attempt, place) in enumerate(attempts, 1):
+        rest = state.with_adapters([item for item in state.adapters if item.name != place.name])
+        start, memory = (knowledge.adapter(place.digest), state.retention.get(place.name)) if place.digest else (None, None)
         try:
-            candidate = train_candidate(knowledge, document.id, document.title, examples, config, attempt, state, general, tell)
+            candidate = train_candidate(
+                knowledge, document.id, document.title, examples, config, attempt, rest, general, tell, start, memory
+            )  # fmt: skip
         except TrainingError as error:
             refusal = str(error)
             certificate = certify(knowledge, [{"id": document.id}], config, started, None, {}, {}, refusal, number)
             continue
         adapter = candidate.adapter.scaled(attempt.scale) if attempt.scale != 1.0 else candidate.adapter
-        digest = knowledge.keep(adapter)
-        after = replace(state, adapters=(*state.adapters, ActiveAdapter(document.id, digest, 1.0, (document.id,))))
+        after = with_candidate(
+            knowledge, rest, replace(place, documents=(*place.documents, document.id)), replace(candidate, adapter=adapter)
+        )
         tell(Event("check", f"asking what {document.title} taught and what was known before"))
         extra = {document.id: text}
         decisions = [knowledge.decide(probe.question, after, extra) for probe in probes]
@@ -132,18 +137,29 @@ def learn_document(
 
 def train_candidate(
     knowledge: Knowledge, name: str, title: str, examples: Sequence[Example], config: Config, attempt: Attempt, state: State,
-    general: Callable[[], Sequence[Example]], tell: Tell, start: Mapping[str, Tensor] | None = None,
+    general: Callable[[], Sequence[Example]], tell: Tell, start: Adapter | None = None, memory: str | None = None,
 ) -> Candidate:  # fmt: skip
-    """Train an adapter ``name`` on top of the state's study skill, protected as the configuration and the attempt say.
+    """Train an adapter on top of the state's study skill, protected as the configuration and the attempt say.
 
-    ``title`` is what progress is told of; ``start`` goes on from existing tensors. Raises TrainingError."""
+    ``name`` is the task's, by which retention methods tell what is learned now from what was learned before.
+    ``title`` is what progress is told of; ``start`` is the adapter that goes on, in its own shape, with the ``memory`` (digest) of its
+    retention methods. Raises TrainingError."""
     learn = config.learn.model_copy(update={"learning_rate": config.learn.learning_rate * attempt.learning_rate})
+    if start is not None and start.spec.sites != sites_of(knowledge.model, learn):
+        start = None  # other layers are configured now
+    if start is not None:
+        learn = learn.model_copy(update={"rank": start.spec.rank, "alpha": start.spec.scale * start.spec.rank})
     protection = config.retention.model_copy(
         update={"kl": config.retention.kl.model_copy(update={"weight": config.retention.kl.weight * attempt.kl})}
     )
-    names = [*protection.methods, *(["kl"] if attempt.kl > 1 and "kl" not in protection.methods else [])]
+    names = protection.methods or (["replay"] if config.learn.adapter_per == "domain" else [])
+    names = [*names, *(["kl"] if attempt.kl > 1 and "kl" not in names else [])]
     earlier = [knowledge.adapter(item.digest).tensors for item in state.adapters] if "olora" in names else []
     methods = build(names, protection, Resources(general() if "kl" in names else (), earlier, config.learn.seed))
+    known = load_memory(knowledge.store, memory) if memory and start is not None else {}
+    for method in methods:
+        if method.name in known:
+            method.load_state_dict(known[method.name])
 
     def on_step(progress: Progress) -> None:
         rate = progress.tokens / max(progress.seconds, 1e-9)
@@ -151,7 +167,40 @@ def train_candidate(
         tell(Event("train", title, progress.step, progress.steps, fields))
 
     skill = knowledge.skill(state)
-    return train_adapter(knowledge.model, name, examples, learn, skill=skill, retention=methods, start=start, on_step=on_step)
+    tensors = start.tensors if start else None
+    return train_adapter(knowledge.model, name, examples, learn, skill=skill, retention=methods, start=tensors, on_step=on_step)
+
+
+def attempts_of(knowledge: Knowledge, document: Document, state: State, config: Config) -> list[tuple[Attempt, ActiveAdapter]]:
+    """How, and into which adapter, a document is tried to be learned, one after another: an adapter of its own, or the one that its
+    domain goes on with, and where that can take no more, a new one for the domain."""
+    attempts = ATTEMPTS[: config.gate.attempts]
+    if config.learn.adapter_per == "document":
+        return [(attempt, ActiveAdapter(document.id, "")) for attempt in attempts]
+    fresh = ActiveAdapter(shared_name(document.domain, {item.name for item in state.adapters}), "")
+    domain_of = {record.id: record.domain for record in knowledge.ledger.documents()}
+    growing = [
+        item for item in state.adapters
+        if item.weight and item.name not in item.documents and {domain_of[key] for key in item.documents} == {document.domain}
+        and knowledge.whole(item)
+    ]  # fmt: skip
+    if not growing:
+        return [(attempt, fresh) for attempt in attempts]
+    return [*((attempt, growing[-1]) for attempt in attempts), (ATTEMPTS[0], fresh)]
+
+
+def with_candidate(knowledge: Knowledge, rest: State, place: ActiveAdapter, candidate: Candidate) -> State:
+    """The state with a candidate, stored as the adapter of ``place``, beside those of ``rest``, and what its methods remember."""
+    item = replace(place, digest=knowledge.keep(candidate.adapter))
+    remembers = {item.name: keep_memory(knowledge.store, candidate.memory)} if candidate.memory else {}
+    return rest.with_adapters([*rest.adapters, item], remembers)
+
+
+def shared_name(domain: str, taken: Collection[str]) -> str:
+    """A free name for the shared adapter of a domain: "shared-law", "shared-law-2" ..."""
+    words = re.sub(r"[^A-Za-z0-9._-]+", "-", domain).strip("-._")[:40]
+    first = f"shared-{words}" if words else "shared"
+    return next(name for name in (first, *(f"{first}-{number}" for number in range(2, len(taken) + 3))) if name not in taken)
 
 
 def check_kept(
