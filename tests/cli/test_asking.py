@@ -54,3 +54,13 @@ def test_an_interrupted_answer_leads_back_to_the_prompt(run: Any, world: Any) ->
     world.fail = KeyboardInterrupt()
     result = run("chat", input="a\nb\n")
     assert result.exit_code == 0 and result.stderr.count("stopped") == 2
+
+
+def test_adapters_by_name(run: Any, world: Any) -> None:
+    run("ask", "Who?", "--adapter", "law", "--adapter", "rules")
+    run("ask", "Who?", "--base")
+    run("ask", "Who?")
+    run("chat", "--base", input="Who?\n")
+    assert [call[1]["adapters"] for call in world.calls if call[0] == "ask"] == [["law", "rules"], [], None, []]
+    refused = run("ask", "Who?", "--base", "--adapter", "law")
+    assert refused.exit_code == 2 and "leave out --adapter" in refused.stderr

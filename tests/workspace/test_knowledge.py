@@ -74,3 +74,14 @@ def test_words_that_everybody_uses_do_not_hide_the_document(lm: ContinualLM) -> 
     asked = f"{' '.join(sorted(_FUNCTION)[:90])} {invented(3).subject}"
     assert lm.knowledge.decide(asked, lm.state).documents == (invented(3).document.id,)
     assert lm.knowledge.decide(" ".join(sorted(_FUNCTION)), lm.state).documents == ()
+
+
+def test_passages_of_every_routed_document(lm: ContinualLM) -> None:
+    one, other = (invented(number) for number in (3, 1))
+    both = module.Decision(documents=(one.document.id, other.document.id))
+    text, hits = lm.knowledge.context(f"Who founded the {other.subject}?", both)
+    assert text is not None and text.index(one.document.title) < text.index(other.document.title)
+    assert list(dict.fromkeys(hit.document for hit in hits)) == [one.document.id, other.document.id]
+    alone, first = lm.knowledge.context(f"Who founded the {other.subject}?", module.Decision(documents=(one.document.id,)))
+    assert [hit for hit in hits if hit.document == one.document.id] == first and alone is not None and text.startswith(alone)
+    assert lm.knowledge.context("Who?", module.Decision()) == (None, [])

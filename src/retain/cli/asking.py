@@ -20,6 +20,10 @@ Temperature = Annotated[
 ]
 NoRetrieval = Annotated[bool, flag("--no-retrieval", "Answer from what was learned, without passages in the prompt.")]
 Sources = Annotated[bool, flag("--sources", "Show the passages that were used.")]
+Adapters = Annotated[
+    list[str] | None, typer.Option("--adapter", help="Answer with this adapter instead of routing; may be repeated.", metavar="NAME")
+]
+Base = Annotated[bool, flag("--base", "Answer with the base model alone.")]
 Model = Annotated[str | None, typer.Option(help="Base model: name, folder or GGUF file (default: model.name).", metavar="NAME")]
 _HELP = "/sources shows the passages of the last answer, /clear starts afresh, /quit (or Ctrl-D) leaves"
 
@@ -28,6 +32,7 @@ _HELP = "/sources shows the passages of the last answer, /clear starts afresh, /
     ('retain ask "Who approves travel above 500 euros?"', "ask what was learned"),
     ('retain ask "Who approves it?" --sources', "with the passages used"),
     ('retain ask "Who approves it?" --no-retrieval', "from the adapters alone"),
+    ('retain ask "Who approves it?" --base', "what the model says that learned nothing"),
     ('retain ask "Who approves it?" --json', "for programs"),
 )
 def ask(
@@ -36,6 +41,8 @@ def ask(
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     no_retrieval: NoRetrieval = False,
+    adapter: Adapters = None,
+    base: Base = False,
     sources: Sources = False,
     model: Model = None,
 ) -> None:
@@ -46,7 +53,8 @@ def ask(
     if not question.strip():
         raise CommandError('the question is empty: retain ask "..."')
     lm = here.open(model=model, create=True)
-    answer = answered(here, lm, question, max_tokens=max_tokens, temperature=temperature, retrieval=False if no_retrieval else None)
+    options = {"max_tokens": max_tokens, "temperature": temperature, "retrieval": False if no_retrieval else None}
+    answer = answered(here, lm, question, adapters=by_name(adapter, base), **options)
     if here.json:
         here.emit(answer)
         return
@@ -65,6 +73,8 @@ def chat(
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     no_retrieval: NoRetrieval = False,
+    adapter: Adapters = None,
+    base: Base = False,
     model: Model = None,
 ) -> None:
     """Talk to the model about what it learned.
@@ -94,7 +104,7 @@ def chat(
         elif words:
             options = {"max_tokens": max_tokens, "temperature": temperature, "retrieval": False if no_retrieval else None}
             try:
-                last = answered(here, lm, words, history=tuple(history), **options)
+                last = answered(here, lm, words, history=tuple(history), adapters=by_name(adapter, base), **options)
             except KeyboardInterrupt:
                 here.note("stopped; Ctrl-D leaves", "yellow")
                 continue
@@ -107,6 +117,13 @@ def chat(
                 print(json.dumps(to_plain(last), ensure_ascii=False), flush=True)
             else:
                 here.err.print(origin(last), soft_wrap=True)
+
+
+def by_name(adapters: list[str] | None, base: bool) -> list[str] | None:
+    """The adapters asked for by name; none at all for the base, None for routing."""
+    if base and adapters:
+        raise CommandError("--base answers without any adapter: leave out --adapter, or --base")
+    return [] if base else adapters or None
 
 
 def answered(here: Session, lm: Any, question: str, **options: Any) -> Answer:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from retain.adapters import Adapter, AdapterSpec, LoraInjection, inject
 from retain.adapters.routing import Match, Surprise, match, route, telling
@@ -153,23 +154,27 @@ class Knowledge:
         return inject(active, self.model.dtype, self.model.device)
 
     def context(self, prompt: str, decision: Decision) -> tuple[str | None, list[Hit]]:
-        """Passages of the routed documents for the prompt's context, in reading order, within ``generate.context_tokens``."""
+        """Passages for the prompt's context, in reading order, within ``generate.context_tokens``: of the best routed document as much as
+        fits, of further ones what the prompt speaks of, in the room that is left."""
         budget = self.config.generate.context_tokens
         chosen: list[Hit] = []
-        for document in decision.documents[:1]:
-            ranked = {hit.chunk: hit for hit in self.ledger.search(prompt, k=64, documents=[document])}
-            rest = [chunk for chunk in self.ledger.chunks(document) if chunk.ordinal not in ranked]
-            everything = [*ranked.values(), *(Hit(chunk.document, chunk.ordinal, 0.0, chunk.heading, chunk.text) for chunk in rest)]
-            for hit in everything:
+        for document in decision.documents:
+            found = {hit.chunk: hit for hit in self.ledger.search(prompt, k=64, documents=[document])}
+            if document == decision.documents[0]:
+                for chunk in self.ledger.chunks(document):
+                    found.setdefault(chunk.ordinal, Hit(chunk.document, chunk.ordinal, 0.0, chunk.heading, chunk.text))
+            for hit in found.values():
                 size = len(self.model.tokenizer(hit.text, add_special_tokens=False).input_ids)
                 if size <= budget:
                     chosen.append(hit)
                     budget -= size
-        chosen.sort(key=lambda hit: (hit.document, hit.chunk))
-        if not chosen:
-            return None, []
-        title = self.ledger.document(chosen[0].document).title
-        return f"{title}\n\n" + "\n".join(hit.text for hit in chosen), chosen
+        place = {document: number for number, document in enumerate(decision.documents)}
+        chosen.sort(key=lambda hit: (place[hit.document], hit.chunk))
+        parts = [
+            f"{self.ledger.document(document).title}\n\n" + "\n".join(hit.text for hit in hits)
+            for document, hits in groupby(chosen, lambda hit: hit.document)
+        ]
+        return "\n\n".join(parts) or None, chosen
 
 
 def stored_document(store: Store, record: DocumentRecord) -> Document:
