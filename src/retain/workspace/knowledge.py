@@ -154,20 +154,21 @@ class Knowledge:
         return inject(active, self.model.dtype, self.model.device)
 
     def context(self, prompt: str, decision: Decision) -> tuple[str | None, list[Hit]]:
-        """Passages for the prompt's context, in reading order, within ``generate.context_tokens``: of the best routed document as much as
-        fits, of further ones what the prompt speaks of, in the room that is left."""
+        """Passages of the routed documents for the prompt's context, those that the prompt speaks of before others, in reading order.
+
+        The documents share the room of ``generate.context_tokens``; what one leaves is there for the next."""
         budget = self.config.generate.context_tokens
         chosen: list[Hit] = []
-        for document in decision.documents:
+        for number, document in enumerate(decision.documents):
+            room = budget // (len(decision.documents) - number)
             found = {hit.chunk: hit for hit in self.ledger.search(prompt, k=64, documents=[document])}
-            if document == decision.documents[0]:
-                for chunk in self.ledger.chunks(document):
-                    found.setdefault(chunk.ordinal, Hit(chunk.document, chunk.ordinal, 0.0, chunk.heading, chunk.text))
+            for chunk in self.ledger.chunks(document):
+                found.setdefault(chunk.ordinal, Hit(chunk.document, chunk.ordinal, 0.0, chunk.heading, chunk.text))
             for hit in found.values():
                 size = len(self.model.tokenizer(hit.text, add_special_tokens=False).input_ids)
-                if size <= budget:
+                if size <= room:
                     chosen.append(hit)
-                    budget -= size
+                    room, budget = room - size, budget - size
         place = {document: number for number, document in enumerate(decision.documents)}
         chosen.sort(key=lambda hit: (place[hit.document], hit.chunk))
         parts = [
