@@ -1,6 +1,6 @@
 """``python -m benchmarks``: the benchmarks that take minutes, one after another; ``python -m benchmarks NAME`` runs one.
 
-``stream`` and ``growth`` take much longer and run only by name.
+``stream``, ``growth`` and ``consolidation`` take much longer and run only by name.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 QUICK = ("replay_sampling", "fisher", "adapters", "engine")
-ALL = {**{name: f"benchmarks.{name}" for name in QUICK}, "stream": "benchmarks.stream.run", "growth": "benchmarks.growth"}
+LONG = {"stream": "benchmarks.stream.run", "growth": "benchmarks.growth", "consolidation": "benchmarks.consolidation"}
+ALL = {**{name: f"benchmarks.{name}" for name in QUICK}, **LONG}
 
 
 def main() -> int:
