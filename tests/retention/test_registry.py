@@ -9,7 +9,6 @@ from tests.retention.tiny import learn, objective_of, ragged, table, tiny_model,
 from retain.config import RetentionConfig
 from retain.retention import (
     EWC,
-    Consolidation,
     DarkReplay,
     Distillation,
     OrthogonalLora,
@@ -17,8 +16,8 @@ from retain.retention import (
     Resources,
     Retention,
     RetentionError,
-    Schedule,
     build,
+    consolidate,
     describe,
     method,
     methods,
@@ -66,33 +65,6 @@ def test_unknown_repeated_and_taken_names() -> None:
         method("ewc", paper="0000.00000", kind="penalty", summary="", build=lambda config, resources: Retention())(Retention)
 
 
-def test_consolidation_by_volume_or_by_count() -> None:
-    assert not Schedule(documents=8).due(100, 7) and Schedule(documents=8).due(0, 8)
-    assert Schedule(documents=0, updates=3).due(3, 0) and not Schedule(documents=0, updates=3).due(2, 99)
-    assert not Schedule(documents=0, updates=0).due(99, 99)
-    with pytest.raises(ValueError, match="counts from 0"):
-        Schedule(documents=-1)
-
-
-def test_consolidation_refreshes_in_order_and_counts_anew() -> None:
-    called: list[str] = []
-    work = Consolidation(Schedule(documents=3), {"ewc": lambda: called.append("ewc"), "replay": lambda: called.append("replay")})
-    assert [work.record(), work.record(), work.record()] == [False, False, True]
-    fresh = Consolidation(work.schedule, work.refreshes)
-    fresh.load_state_dict(work.state_dict())
-    assert fresh.due and list(fresh.run()) == ["ewc", "replay"] == called
-    assert not fresh.due and fresh.runs == 1 and fresh.record(documents=5)
-
-    def fails() -> None:
-        raise RuntimeError("no")
-
-    broken = Consolidation(Schedule(documents=1), {"x": fails})
-    broken.record()
-    with pytest.raises(RuntimeError):
-        broken.run()
-    assert broken.due and broken.runs == 0
-
-
 def test_consolidation_of_real_methods() -> None:
     """Fisher information, anchor, scores and stored logits are those of the model as it is."""
     model = tiny_model()
@@ -102,13 +74,9 @@ def test_consolidation_of_real_methods() -> None:
         learn(model, number, params, [ewc, replay, dark])
     objective = objective_of(model, params)
     stale = dark.state_dict()["stored/logs"]
-    Consolidation(
-        Schedule(), {
-            "ewc": lambda: ewc.refresh(objective, replay.buffer.items, params),
-            "replay": lambda: replay.refresh(objective, params),
-            "derpp": lambda: dark.refresh(objective, params),
-        },
-    ).run()  # fmt: skip
+    scores = replay.buffer.state_dict()["scores"]
+    consolidate([ewc, replay, dark], objective, params)
+    assert not torch.equal(replay.buffer.state_dict()["scores"], scores)
     assert float(ewc.penalty(params)) == 0.0 and len(replay.buffer) == 24
     fresh = dark.state_dict()["stored/logs"]
     logits, _ = objective.logits(dark.buffer.items, params)

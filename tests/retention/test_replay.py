@@ -183,7 +183,7 @@ def test_replay_keeps_an_old_task(strategy: Strategy) -> None:
     before = loss_on(model, 0, params)
     learn(model, 1, params, [replay])
     assert loss_on(model, 0, params) < before + 0.1 and loss_on(model, 1, params) < 0.3
-    replay.refresh(objective_of(model, params), params)
+    replay.refresh(objective_of(model, params), replay.remembered(), params)
     naive = tiny_params(model)
     learn(model, 0, naive, [])
     learn(model, 1, naive, [])

@@ -35,7 +35,7 @@ def configured(*methods: str, **gate: float) -> Config:
             "study": {"writer": "none", "held_out_fraction": 0.5},
             "route": {"least_bits": 2.0, "threshold": 0.4},
             "model": {"precision": "float32"},
-            "retention": {"methods": list(methods)},
+            "retention": {"methods": list(methods), "refresh_after": 3},
         },
     )
 
@@ -78,6 +78,7 @@ def test_a_domain_has_one_adapter_that_knows_all_its_documents(grown: Path, tiny
         assert shared["shared-law"].bytes_per_document == round(shared["shared-law"].bytes / 3)
         assert remembered(lm) == {document(number).id for number in LAW}
         memory = load_memory(lm.store, lm.state.retention["shared-law"])
+        assert memory["ewc"]["tasks"] == 4  # one for each document and, after three of them, one for all
         assert any(float(value.abs().max()) > 0 for value in memory["ewc"].values() if isinstance(value, torch.Tensor))
         assert [update.certificate["kept"]["old_probes_asked_again"] > 0 for update in lm.log()] == [False, True, True, False]
         assert lm.verify().ok

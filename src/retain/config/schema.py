@@ -182,6 +182,9 @@ class RetentionConfig(Section):
         default_factory=list,
         description="Methods in use while an adapter is trained; none means replay for one that goes on; after a refused try kl is added",
     )
+    refresh_after: Whole = Field(
+        8, description="Documents of an adapter that goes on learning after which what is remembered is measured anew; 0 means never"
+    )
     replay: ReplayConfig = Field(default_factory=ReplayConfig, description="Rehearsal of earlier examples")
     ewc: EwcConfig = Field(default_factory=EwcConfig, description="Elastic weight consolidation")
     kl: KlConfig = Field(default_factory=KlConfig, description="Distillation from the base model")

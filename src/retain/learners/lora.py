@@ -13,6 +13,7 @@ from retain.config import LearnConfig
 from retain.data.examples import Example
 from retain.lm.model import LanguageModel
 from retain.retention.base import Retention, Task
+from retain.retention.consolidation import consolidate
 from retain.training.loop import Progress, TrainingReport, TrainingSettings, train
 from retain.training.objective import AdapterObjective
 
@@ -44,13 +45,13 @@ def sites_of(model: LanguageModel, config: LearnConfig) -> tuple[str, ...]:
 def train_adapter(
     model: LanguageModel, name: str, examples: Sequence[Example], config: LearnConfig, *, skill: Adapter | None = None,
     retention: Sequence[Retention] = (), start: Mapping[str, Tensor] | None = None, lineage: Mapping[str, Any] | None = None,
-    on_step: Callable[[Progress], None] | None = None,
+    on_step: Callable[[Progress], None] | None = None, refresh: bool = False,
 ) -> Candidate:  # fmt: skip
     """Train a LoRA adapter on examples; ``start`` goes on from existing float32 tensors instead of fresh ones.
 
     The adapter is stored in half precision; the candidate is what will be stored, so that what is checked is what is committed.
     Retention methods that go on from task to task (EWC, replay, DER++ ...) are told of
-    the finished task. Raises TrainingError (see :func:`retain.training.loop.train`).
+    the finished task, and with ``refresh`` measure anew what they remember. Raises TrainingError (see :func:`retain.training.loop.train`).
     """
     sites = sites_of(model, config)
     params = (
@@ -66,5 +67,7 @@ def train_adapter(
     report = train(task, params, settings_of(config), retention, on_step)
     for method in retention:
         method.after_task(task, params)
+    if refresh:
+        consolidate(retention, objective, params)
     spec = AdapterSpec("lora", model.fingerprint, sites, config.rank, config.alpha, lineage={"task": name, **(lineage or {})})
     return Candidate(Adapter(params, spec).half(), replace(report), {method.name: method.state_dict() for method in retention})

@@ -2,7 +2,7 @@
 
 from retain.retention.base import Batch, Objective, Params, Retention, Task, total
 from retain.retention.buffer import ReplayBuffer
-from retain.retention.consolidation import Consolidation, Schedule
+from retain.retention.consolidation import consolidate
 from retain.retention.derpp import DarkReplay
 from retain.retention.distillation import Distillation, kl_divergence
 from retain.retention.ewc import EWC, L2
@@ -18,7 +18,6 @@ __all__ = [
     "L2",
     "AveragedGem",
     "Batch",
-    "Consolidation",
     "DarkReplay",
     "Description",
     "Distillation",
@@ -32,10 +31,10 @@ __all__ = [
     "Resources",
     "Retention",
     "RetentionError",
-    "Schedule",
     "SumTree",
     "Task",
     "build",
+    "consolidate",
     "describe",
     "fisher_by_loop",
     "fisher_information",

@@ -72,6 +72,13 @@ class Retention:
     def after_task(self, task: Task, params: Params) -> None:
         """Called once after a task has been kept (not when it was rolled back)."""
 
+    def remembered(self) -> list[Example]:
+        """The examples of earlier tasks that the method has stored."""
+        return []
+
+    def refresh(self, objective: Objective, examples: Sequence[Example], params: Params) -> None:
+        """Take what is remembered anew from the parameters as they are; ``examples`` are those that all methods in use have stored."""
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs: tensors and JSON values."""
         return {}

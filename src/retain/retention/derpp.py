@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -63,8 +64,11 @@ class DarkReplay(Retention):
         self._stored = {key: stored for key, stored in self._stored.items() if key in kept}
         self._store([example for example in self.buffer.items if key_of(example) not in self._stored], task.objective, params)
 
-    def refresh(self, objective: Objective, params: Params) -> None:
-        """Take the logits of everything stored anew from the model as it is (part of consolidation)."""
+    def remembered(self) -> list[Example]:
+        return list(self.buffer.items)
+
+    def refresh(self, objective: Objective, examples: Sequence[Example], params: Params) -> None:
+        """Take the logits of everything stored anew from the model as it is."""
         self._store(self.buffer.items, objective, params)
 
     def remove(self, document: str) -> int:

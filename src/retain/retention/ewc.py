@@ -90,7 +90,9 @@ class QuadraticPull(Retention):
         self.tasks += 1
 
     def refresh(self, objective: Objective, examples: Sequence[Example], params: Params) -> None:
-        """Forget all anchors and take one at ``params``, measured on ``examples`` (what consolidation does with replayed ones)."""
+        """Forget all anchors and take one at ``params``, measured on ``examples``; with none the anchors stay."""
+        if not examples:
+            return
         weights = self.measure(objective, examples, params)
         self.weights, self.anchors, self.constant = {}, {}, 0.0
         self.add(weights, params)

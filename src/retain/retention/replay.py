@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from retain.data.examples import Example
@@ -44,8 +45,11 @@ class Replay(Retention):
         self.buffer.add(task.examples, task.id, example_losses(task.objective, task.examples, params) if scored else None)
         self.buffer.hide(())
 
-    def refresh(self, objective: Objective, params: Params) -> None:
-        """Measure the losses of all stored examples again, so that the rubric's "high loss" is today's (part of consolidation)."""
+    def remembered(self) -> list[Example]:
+        return list(self.buffer.items)
+
+    def refresh(self, objective: Objective, examples: Sequence[Example], params: Params) -> None:
+        """Measure the losses of all stored examples again, so that the rubric's "high loss" is today's."""
         if len(self.buffer):
             self.buffer.rescore(example_losses(objective, self.buffer.items, params))
 

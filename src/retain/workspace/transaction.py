@@ -108,9 +108,11 @@ def learn_document(
     for number, (attempt, place) in enumerate(attempts, 1):
         rest = state.with_adapters([item for item in state.adapters if item.name != place.name])
         start, memory = (knowledge.adapter(place.digest), state.retention.get(place.name)) if place.digest else (None, None)
+        every = config.retention.refresh_after
+        refresh = start is not None and every > 0 and len(place.documents) % every == every - 1
         try:
             candidate = train_candidate(
-                knowledge, document.id, document.title, examples, config, attempt, rest, general, tell, start, memory
+                knowledge, document.id, document.title, examples, config, attempt, rest, general, tell, start, memory, refresh
             )  # fmt: skip
         except TrainingError as error:
             refusal = str(error)
@@ -138,12 +140,13 @@ def learn_document(
 def train_candidate(
     knowledge: Knowledge, name: str, title: str, examples: Sequence[Example], config: Config, attempt: Attempt, state: State,
     general: Callable[[], Sequence[Example]], tell: Tell, start: Adapter | None = None, memory: str | None = None,
+    refresh: bool = False,
 ) -> Candidate:  # fmt: skip
     """Train an adapter on top of the state's study skill, protected as the configuration and the attempt say.
 
     ``name`` is the task's, by which retention methods tell what is learned now from what was learned before.
     ``title`` is what progress is told of; ``start`` is the adapter that goes on, in its own shape, with the ``memory`` (digest) of its
-    retention methods. Raises TrainingError."""
+    retention methods, which with ``refresh`` is measured anew. Raises TrainingError."""
     learn = config.learn.model_copy(update={"learning_rate": config.learn.learning_rate * attempt.learning_rate})
     if start is not None and start.spec.sites != sites_of(knowledge.model, learn):
         start = None  # other layers are configured now
@@ -168,7 +171,9 @@ def train_candidate(
 
     skill = knowledge.skill(state)
     tensors = start.tensors if start else None
-    return train_adapter(knowledge.model, name, examples, learn, skill=skill, retention=methods, start=tensors, on_step=on_step)
+    return train_adapter(
+        knowledge.model, name, examples, learn, skill=skill, retention=methods, start=tensors, on_step=on_step, refresh=refresh
+    )
 
 
 def attempts_of(knowledge: Knowledge, document: Document, state: State, config: Config) -> list[tuple[Attempt, ActiveAdapter]]:
