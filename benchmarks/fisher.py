@@ -21,10 +21,11 @@ import torch.nn.functional as F
 
 from retain.adapters import new_lora, select_sites
 from retain.data.examples import Example
-from retain.lm.decoder import DecoderConfig, DecoderLM, initial_weights
+from retain.lm.decoder import DecoderLM
 from retain.lm.devices import machine_facts
 from retain.lm.embedded import embedded_path
 from retain.lm.model import LanguageModel
+from retain.lm.shapes import DecoderConfig, initial_weights
 from retain.retention.base import Params
 from retain.retention.fisher import fisher_by_loop, fisher_information
 from retain.retention.positions import by_tokens, labels_of

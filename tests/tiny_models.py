@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from retain.adapters import Adapter, AdapterSpec, new_lora, select_sites
 from retain.lm.bridge import TransformersLM
-from retain.lm.decoder import DecoderConfig, DecoderLM
+from retain.lm.decoder import DecoderLM
 from retain.lm.model import LanguageModel
+from retain.lm.shapes import DecoderConfig
 
 LLAMA: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,

@@ -128,6 +128,9 @@ def test_sites_are_chosen_by_layer_and_name() -> None:
     assert len(select_sites(model)) == 21 and set(select_sites(model)) == set(model.sites)
     assert {site.split(".")[2] for site in select_sites(model, "last-third")} == {"2"}
     assert select_sites(model, 1, "q_proj") == ("model.layers.2.self_attn.q_proj",)
+    assert select_sites(model, 1, ["*.mlp.[gu]*", "k_proj"]) == tuple(
+        f"model.layers.2.{name}" for name in ("self_attn.k_proj", "mlp.gate_proj", "mlp.up_proj")
+    )
     with pytest.raises(AdapterError, match="down_proj"):
         select_sites(model, targets="c_attn")
     with pytest.raises(AdapterError, match="last-half"):

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from retain.adapters import Adapter, AdapterSpec, LoraInjection, inject, new_lora, select_sites
 from retain.evaluation import load_control
-from retain.lm.decoder import DecoderConfig, DecoderLM, initial_weights
+from retain.lm.decoder import DecoderLM
+from retain.lm.shapes import DecoderConfig, initial_weights
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

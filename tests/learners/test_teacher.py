@@ -278,6 +278,7 @@ def test_a_document_is_learned_from_what_the_teacher_wrote(
         before = [lm.ask(fact.wordings[0], retrieval=False).text for fact in facts]
         update = lm.learn(document)
         assert update.status == "committed", update.reason
+        assert update.certificate["settings"]["study"]["teacher"] == "big"
         assert [asked.headers["authorization"] for asked in server.asked] == [f"Bearer {KEY}"]
         after = [lm.ask(probe.question, retrieval=False).text for probe in lm.ledger.probes(document.id)]
         wordings = {wording for fact in facts for wording in fact.wordings}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from tests.tiny_models import LLAMA, SEQUENCES, bytes_of, hugging_face, llama, lora, own, same_bytes
 
 from retain.adapters import inject
-from retain.lm.decoder import DecoderConfig, DecoderLM, common_prefix, initial_weights
+from retain.lm.decoder import DecoderLM
 from retain.lm.model import LanguageModel, LanguageModelError
-from retain.lm.packing import Packed
+from retain.lm.packing import Packed, common_prefix
+from retain.lm.shapes import PRESETS, DecoderConfig, initial_weights
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -223,3 +225,24 @@ def test_what_comes_after_a_prefix() -> None:
             assert found.shape == (sum(map(len, SEQUENCES)), model.width)
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     assert not torch.allclose(model.hidden_after([3], SEQUENCES), model.hidden_after([4], SEQUENCES))
+
+
+def test_presets_have_the_size_they_are_named_by() -> None:
+    counts = {name: shape.parameter_count for name, shape in PRESETS.items()}
+    assert counts == {"64m": 63_582_720, "135m": 134_515_008, "360m": 361_821_120, "500m": 494_032_768}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_saved_decoder_is_a_checkpoint_of_transformers(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    from transformers import AutoModelForCausalLM
+
+    for name, options in (("tied", {"tie_word_embeddings": True}), ("untied", {"tie_word_embeddings": False})):
+        model = llama(**options)
+        model.save(tmp_path / name, dtype=dtype)
+        read = AutoModelForCausalLM.from_pretrained(str(tmp_path / name)).eval()
+        assert read.dtype == (dtype or torch.float32)
+        expected = reference(read.float(), SEQUENCES[0])
+        stored = {key: tensor.to(dtype or torch.float32).float() for key, tensor in model.parameters().items()}
+        again = DecoderLM(model.config, stored, None, name="again")
+        torch.testing.assert_close(again.logits(again.hidden(Packed.of([SEQUENCES[0]]))), expected, atol=1e-4, rtol=0)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from retain.adapters import Adapter, new_lora, select_sites
 from retain.data.examples import Example
-from retain.lm.decoder import DecoderConfig, DecoderLM, initial_weights
+from retain.lm.decoder import DecoderLM
+from retain.lm.shapes import DecoderConfig, initial_weights
 from retain.retention.base import Params, Retention, Task
 from retain.training.loop import TrainingReport, TrainingSettings, train
 from retain.training.objective import AdapterObjective

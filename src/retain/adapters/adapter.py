@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -120,16 +121,17 @@ class Adapter:
 
 def select_sites(model: LanguageModel, layers: str | int = "all", targets: str | Iterable[str] = "all-linear") -> tuple[str, ...]:
     """Sites for a LoRA adapter. ``layers``: "all", "last-two-thirds", "last-half", "last-third", "last-quarter" or a number;
-    ``targets``: "all-linear" or module names ("q_proj", "down_proj", "c_attn" ...). Raises AdapterError when nothing matches."""
+    ``targets``: "all-linear", module names ("q_proj", "down_proj", "c_attn" ...) or patterns of whole names ("*.1?.mlp.*"). What is not
+    chosen stays frozen, as everything else of the base does. Raises AdapterError when nothing matches."""
     shares = {"all": 1.0, "last-two-thirds": 2 / 3, "last-half": 0.5, "last-third": 1 / 3, "last-quarter": 0.25}
     if isinstance(layers, str) and layers not in shares:
         raise AdapterError(f"layers {layers!r} is not one of {', '.join(shares)} or a number")
     count = layers if isinstance(layers, int) else max(1, round(model.layers * shares[layers]))
     first = max(0, model.layers - count)
-    wanted = None if targets == "all-linear" else {targets} if isinstance(targets, str) else set(targets)
-    chosen = tuple(
-        site for site in model.sites if layer_of(site) >= first and (wanted is None or site.rsplit(".", 1)[-1] in wanted)
-    )  # fmt: skip
+    wanted = ["*"] if targets == "all-linear" else [targets] if isinstance(targets, str) else list(targets)
+    patterns = [name if "*" in name or "." in name else f"*.{name}" for name in wanted]
+    above = [site for site in model.sites if layer_of(site) >= first]
+    chosen = tuple(site for site in above if any(fnmatchcase(f".{site}", pattern) or fnmatchcase(site, pattern) for pattern in patterns))
     if not chosen:
         names = sorted({site.rsplit(".", 1)[-1] for site in model.sites})
         raise AdapterError(f"no linear layer of {model.name} matches targets {targets!r}; it has {', '.join(names)}")

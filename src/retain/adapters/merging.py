@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,21 +160,16 @@ def save_fused(
     model: LanguageModel, adapters: Sequence[tuple[Adapter, float]], directory: Path, dtype: torch.dtype = torch.float32
 ) -> None:
     """Write base and adapters as one Hugging Face checkpoint: config.json, model.safetensors and the tokenizer."""
-    from safetensors.torch import save_file
-
-    fused = {name: weight.to("cpu", dtype).contiguous() for name, weight in fuse(model, adapters).items()}
-    directory.mkdir(parents=True, exist_ok=True)
+    fused = fuse(model, adapters)
     if isinstance(model, DecoderLM):
-        config = model.config.to_hugging_face() | {"dtype": str(dtype).removeprefix("torch.")}
-        config |= {f"{mark}_token_id": getattr(model.tokenizer, f"{mark}_token_id", None) for mark in ("bos", "eos", "pad")}
-        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(fused, directory / "model.safetensors", metadata={"format": "pt"})
+        model.save(directory, fused, dtype)
     elif isinstance(model, TransformersLM):
-        model.module.save_pretrained(str(directory), state_dict=fused)
+        directory.mkdir(parents=True, exist_ok=True)
+        model.module.save_pretrained(str(directory), state_dict={name: weight.to("cpu", dtype) for name, weight in fused.items()})
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(str(directory))
     else:
         raise AdapterError(f"{model.name} cannot be written as a Hugging Face checkpoint")
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(str(directory))
 
 
 @torch.no_grad()

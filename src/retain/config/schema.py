@@ -113,7 +113,7 @@ class LearnConfig(Section):
         "last-two-thirds", description="Layers with an adapter: a name, or a number of last layers; those below run once per example"
     )
     targets: Names = Field(
-        default_factory=lambda: ["all-linear"], description="Modules that learn: all-linear, or names such as q_proj,v_proj"
+        default_factory=lambda: ["all-linear"], description="Modules that learn: all-linear, names such as q_proj,v_proj, or patterns"
     )
     learning_rate: Positive = Field(1e-3, description="Peak learning rate")
     epochs: Count = Field(5, description="Passes over a document's study material")

@@ -17,9 +17,8 @@ from retain.data.chunking import chunks
 from retain.data.document import Document
 from retain.data.examples import Example, question_example
 from retain.data.selfstudy import StudyItem, normalise
-from retain.lm.decoder import common_prefix
 from retain.lm.model import Injection, LanguageModel
-from retain.lm.packing import Packed, targets
+from retain.lm.packing import Packed, common_prefix, targets
 
 TOP = 20  # tokens of the reader's distribution that are kept; the rest is shared among them
 CONTEXT_TOKENS = 448  # of the document before a question

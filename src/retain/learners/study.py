@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -63,10 +63,14 @@ def own_questions(document: Document, fraction: float, seed: int) -> list[StudyI
     return [replace(item, held_out=n in held) for n, item in enumerate(items)]
 
 
-def build_study(model: LanguageModel, skill: Adapter | None, document: Document, config: StudyConfig, seed: int = 0) -> StudySet:
+def build_study(
+    model: LanguageModel, skill: Adapter | None, document: Document, config: StudyConfig, seed: int = 0,
+    on_passage: Callable[[int, int], None] | None = None,
+) -> StudySet:  # fmt: skip
     """Make the study set of a document: the user's own question/answer pairs, questions by rules, and questions by the model.
 
-    ``config.writer`` "auto" lets the model write when it has the study skill, "teacher" a larger model elsewhere. Raises ValueError when
+    ``config.writer`` "auto" lets the model write when it has the study skill, "teacher" a larger model elsewhere, of which
+    ``on_passage`` is told how many passages of how many it was asked. Raises ValueError when
     nothing can be studied, TeacherError when the teacher cannot be asked.
     """
     items = own_questions(document, config.held_out_fraction, seed)
@@ -77,7 +81,7 @@ def build_study(model: LanguageModel, skill: Adapter | None, document: Document,
         if config.writer == "model" or (config.writer == "auto" and skill is not None):
             items += write_questions(model, skill, document, config.questions_per_fact, seed)
         if config.writer == "teacher":
-            items += teacher_items(config.teacher, document, config.questions_per_fact)
+            items += teacher_items(config.teacher, document, config.questions_per_fact, on_passage)
     if not any(item.kind == "text" for item in items) and document.kind != "dialogue":
         items.append(StudyItem(None, f"{document.title}\n\n{document.text}", "text", document.text, document.title))
     marked = hold_out(items, config.held_out_fraction, seed)

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -62,17 +62,23 @@ class Reply(NamedTuple):
     wait: float | None
 
 
-def teacher_items(config: TeacherConfig, document: Document, per_fact: int) -> list[StudyItem]:
+def teacher_items(
+    config: TeacherConfig, document: Document, per_fact: int, on_passage: Callable[[int, int], None] | None = None
+) -> list[StudyItem]:
     """Questions, and rewordings of them, that a teacher writes about a document; only grounded, well-formed ones are kept.
 
     The document goes out in passages of about 350 words, cut between sentences, each with the title. ``per_fact`` (1 or more) is how many
     wordings of a question there are at most: the first is a "question", the others are its "rewording". A question that nearly repeats
-    an earlier one is dropped, whatever its answer. Raises TeacherError when a request fails for good, and when nothing usable was written.
+    an earlier one is dropped, whatever its answer. ``on_passage`` is told, before each request, how many passages of how many were asked
+    about. Raises TeacherError when a request fails for good, and when nothing usable was written.
     """
     api, kept = ChatAPI(config), _Filter()
     answers: list[str] = []
     written = 0
-    for passage in chunks(document.text, _words, PASSAGE_WORDS):
+    passages = list(chunks(document.text, _words, PASSAGE_WORDS))
+    for number, passage in enumerate(passages):
+        if on_passage:
+            on_passage(number, len(passages))
         material = {"title": document.title, "heading": passage.heading, "text": passage.text}
         answers.append(api.complete(_INSTRUCTIONS.format(others=per_fact - 1), json.dumps(material, ensure_ascii=False)))
         sentences = [block.source for block in blocks(passage.text)] or [passage.text]

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from retain.config import ModelConfig
 from retain.lm import embedded
-from retain.lm.decoder import DecoderConfig, DecoderLM
+from retain.lm.decoder import DecoderLM
 from retain.lm.devices import choose_device, choose_precision, use_threads
 from retain.lm.model import LanguageModel, LanguageModelError
+from retain.lm.shapes import DecoderConfig
 
 DEFAULT = embedded.NAME
 OWN_KINDS = frozenset({"llama", "mistral", "qwen2"})

@@ -120,3 +120,13 @@ def targets(packed: Packed, supervised: Sequence[Sequence[bool]]) -> tuple[Tenso
     if labels_at.numel() == 0:
         raise ValueError("no supervised token in the batch: there is nothing to learn from")
     return labels_at - 1, packed.tokens[labels_at]
+
+
+def common_prefix(prompts: Sequence[Sequence[int]], least: int = 32) -> int:
+    """How many tokens all prompts begin with, the last token of the shortest not counted; 0 when it does not pay (below ``least``)."""
+    if len(prompts) < 2:
+        return 0
+    low, high = min(map(tuple, prompts)), max(map(tuple, prompts))  # what the first and the last in order have in common, all have
+    limit = min(len(prompt) for prompt in prompts) - 1
+    found = min(limit, next((place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), limit))
+    return found if found >= least else 0

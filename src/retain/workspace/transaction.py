@@ -95,8 +95,11 @@ def learn_document(
     but the candidate's object to the store."""
     started = time.perf_counter()
     model, skill = knowledge.model, knowledge.skill(state)
-    tell(Event("study", f"writing the study set of {document.title}"))
-    study = build_study(model, skill, document, config.study, config.learn.seed)
+    preparing = f"writing the study set of {document.title}"
+    tell(Event("study", preparing))
+    study = build_study(
+        model, skill, document, config.study, config.learn.seed, lambda done, total: tell(Event("study", preparing, done, total))
+    )
     examples = study_examples(model, document, study, skill, config.study.distillation)
     probes = tuple(Probe(document.id, item.prompt, item.completion) for item in study.probes if item.prompt)
     pieces = document_chunks(model, document)
@@ -335,7 +338,8 @@ def certify(
             "model": knowledge.model.name,
             "fingerprint": knowledge.model.fingerprint,
             "learner": config.learn.learner,
-            "settings": config.learn.model_dump(mode="json") | {"retention": list(config.retention.methods)},
+            "settings": config.learn.model_dump(mode="json")
+            | {"retention": list(config.retention.methods), "study": study_settings(config)},
             "cost": cost,
             "learned": dict(learned),
             "kept": dict(kept),
@@ -350,6 +354,12 @@ def certify(
             **facts,
         }
     )
+
+
+def study_settings(config: Config) -> dict[str, Any]:
+    """The study section in force; of a teacher that was asked the model's name, and never its address."""
+    asked = {"teacher": config.study.teacher.model} if config.study.writer == "teacher" else {}
+    return config.study.model_dump(mode="json", exclude={"teacher"}) | asked
 
 
 def seal(certificate: Mapping[str, Any]) -> dict[str, Any]:
