@@ -12,6 +12,7 @@ from benchmarks.growth_fill import fill, invented
 
 from retain.adapters.routing import _FUNCTION
 from retain.config import Config
+from retain.lm.packing import Packed
 from retain.workspace import knowledge as module
 from retain.workspace.continual import ContinualLM
 
@@ -87,3 +88,37 @@ def test_passages_of_every_routed_document(lm: ContinualLM) -> None:
     tokens = len(lm.model.tokenizer("\n".join(hit.text for hit in hits), add_special_tokens=False).input_ids)
     assert tokens <= lm.config.generate.context_tokens + len(hits)
     assert lm.knowledge.context("Who?", module.Decision()) == (None, [])
+
+
+def test_beside_passages_an_adapter_counts_less(lm: ContinualLM) -> None:
+    question = _questions()[2]
+    decision = lm.knowledge.decide(question, lm.state)
+    context, _ = lm.knowledge.context(question, decision)
+    assert [item.weight for item in decision.beside_passages(0.25).adapters] == [0.25]
+    assert decision.beside_passages(0.0).adapters == () and decision.beside_passages(0.0).documents == decision.documents
+
+    def answer(weight: float, passages: str | None) -> str:
+        generate = lm.config.generate.model_copy(update={"weight_beside_passages": weight, "max_tokens": 12})
+        lm.config = lm.knowledge.config = lm.config.model_copy(update={"generate": generate})
+        text = lm.knowledge.answers([question], [decision], lm.state, [passages])[0]
+        if passages:
+            assert lm.ask(question).text == text.strip()
+        return text
+
+    assert answer(1.0, None) == answer(0.0, None)  # without passages it counts whole
+    assert answer(0.0, context) == lm.knowledge.answers([question], [module.Decision()], lm.state, [context])[0]
+    packed = Packed.of([lm.model.tokenizer(question).input_ids])
+    read = [lm.model.hidden(packed, lm.knowledge.injection(decision.beside_passages(weight), lm.state)) for weight in (0.0, 0.25, 1.0)]
+    assert 0 < (read[1] - read[0]).norm() < (read[2] - read[0]).norm()
+
+
+def test_questions_about_the_same_passages_share_a_pass(lm: ContinualLM) -> None:
+    questions = [*_questions(), *(question.replace("Who", "By whom was it that one") for question in _questions())]
+    decisions = [lm.knowledge.decide(question, lm.state) for question in questions]
+    contexts = [lm.knowledge.context(question, decision)[0] for question, decision in zip(questions, decisions, strict=True)]
+    together = lm.knowledge.answers(questions, decisions, lm.state, contexts)
+    alone = [
+        lm.knowledge.answers([question], [decision], lm.state, [context])[0]
+        for question, decision, context in zip(questions, decisions, contexts, strict=True)
+    ]
+    assert together == alone

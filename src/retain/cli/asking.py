@@ -32,7 +32,7 @@ _HELP = "/sources shows the passages of the last answer, /clear starts afresh, /
     ('retain ask "Who approves travel above 500 euros?"', "ask what was learned"),
     ('retain ask "Who approves it?" --sources', "with the passages used"),
     ('retain ask "Who approves it?" --no-retrieval', "from the adapters alone"),
-    ('retain ask "Who approves it?" --base', "what the model says that learned nothing"),
+    ('retain ask "Who approves it?" --base', "from the model as it came"),
     ('retain ask "Who approves it?" --json', "for programs"),
 )
 def ask(

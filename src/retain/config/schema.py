@@ -222,6 +222,9 @@ class GenerateConfig(Section):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="Share of the probability mass that is sampled from")
     context_tokens: Count = Field(512, description="Room for retrieved passages in the prompt, in tokens")
     retrieval: bool = Field(True, description="Put retrieved passages into the prompt")
+    weight_beside_passages: Fraction = Field(
+        0.25, description="Weight of a document's adapter while passages of it are in the prompt; the study skill, which reads them, stays"
+    )
 
 
 class Config(Section):

@@ -344,7 +344,8 @@ class ContinualLM:
         )
         room = self.model.context - sampling.max_tokens
         prompt = prompt_tokens(self.model.tokenizer, question, context, history=[_message(turn) for turn in history], max_tokens=room)
-        injection = knowledge.injection(decision, state)
+        used = decision.beside_passages(settings.weight_beside_passages) if context else decision
+        injection = knowledge.injection(used, state)
         if on_token is None:
             text, count = generate(self.model, [prompt], sampling, injection)[0], 0
             count = len(self.model.tokenizer(text, add_special_tokens=False).input_ids)
@@ -352,7 +353,7 @@ class ContinualLM:
             text, count = self._streamed(prompt, sampling, injection, on_token)
         scores = {item.document: item.score for item in decision.matches}
         sources = [Source(hit.document, self.ledger.document(hit.document).title, hit.text, scores.get(hit.document, 0.0)) for hit in hits]
-        return Answer(text.strip(), sources, [item.name for item in decision.adapters], time.perf_counter() - started, count)
+        return Answer(text.strip(), sources, [item.name for item in used.adapters], time.perf_counter() - started, count)
 
     def _streamed(self, prompt: Sequence[int], sampling: Sampling, injection: Any, on_token: Callable[[str], None]) -> tuple[str, int]:
         ids: list[int] = []

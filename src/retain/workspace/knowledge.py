@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 from retain.adapters import Adapter, AdapterSpec, LoraInjection, inject
 from retain.adapters.routing import Match, Surprise, match, route, telling
@@ -33,6 +34,10 @@ class Decision:
     adapters: tuple[ActiveAdapter, ...] = ()
     documents: tuple[str, ...] = ()
     matches: tuple[Match, ...] = ()
+
+    def beside_passages(self, weight: float) -> Decision:
+        """The same with passages in the prompt: the adapters count ``weight`` as much, and are left out at 0."""
+        return replace(self, adapters=tuple(replace(item, weight=item.weight * weight) for item in self.adapters) if weight else ())
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -117,8 +122,6 @@ class Knowledge:
 
     def injection(self, decision: Decision, state: State) -> LoraInjection | None:
         """The decided adapters with the study skill under them; None for the base."""
-        if not decision.adapters:
-            return None
         skill = self.skill(state) if decision.documents else None  # an imported adapter was not trained on the skill
         active = [(self.adapter(item.digest), item.weight) for item in decision.adapters]
         return inject([*([(skill, 1.0)] if skill else []), *active], self.model.dtype, self.model.device)
@@ -126,10 +129,16 @@ class Knowledge:
     def answers(
         self, questions: Sequence[str], decisions: Sequence[Decision], state: State, contexts: Sequence[str | None] | None = None
     ) -> list[str]:
-        """Answer many questions, each with its own adapters, in batches in which rows use different adapters."""
-        order = sorted(range(len(questions)), key=lambda number: decisions[number].key)
+        """Answer many questions, each with its own adapters: in batches in which rows use different adapters, or with passages in the
+        prompts in one batch for all questions about the same passages, which then run once."""
+        if contexts:
+            weight = self.config.generate.weight_beside_passages
+            decisions = [
+                decision.beside_passages(weight) if context else decision for decision, context in zip(decisions, contexts, strict=True)
+            ]
+        order = sorted(range(len(questions)), key=lambda number: (decisions[number].key, (contexts and contexts[number]) or ""))
         texts = [""] * len(questions)
-        for batch in _batches(order, decisions):
+        for batch in _batches(order, decisions, contexts):
             found = answer_questions(
                 self.model, [questions[n] for n in batch], self._by_row([decisions[n] for n in batch], state),
                 [contexts[n] for n in batch] if contexts else None, batch=len(batch),
@@ -143,6 +152,8 @@ class Knowledge:
         return recall(self.answers([probe.question for probe in probes], decisions, state), probes)
 
     def _by_row(self, decisions: Sequence[Decision], state: State) -> LoraInjection | None:
+        if len({(decision.key, bool(decision.documents)) for decision in decisions}) == 1:
+            return self.injection(decisions[0], state)
         skill = self.skill(state)
         weights: dict[str, list[float]] = {}
         for row, decision in enumerate(decisions):
@@ -188,17 +199,23 @@ def document_text(ledger: Ledger, document: str) -> str:
     return "\n".join([ledger.document(document).title, *(f"{chunk.heading}\n{chunk.text}" for chunk in ledger.chunks(document))])
 
 
-def _batches(order: Sequence[int], decisions: Sequence[Decision]) -> list[list[int]]:
+def _batches(order: Sequence[int], decisions: Sequence[Decision], contexts: Sequence[str | None] | None) -> list[list[int]]:
     batches: list[list[int]] = []
     used: set[str] = set()
     for number in order:
         needed = set(decisions[number].key)
-        if not batches or len(batches[-1]) >= ROWS or len(used | needed) > TOGETHER:
+        other = bool(contexts and batches) and _asked(number, decisions, contexts) != _asked(batches[-1][-1], decisions, contexts)
+        if not batches or other or len(batches[-1]) >= ROWS or len(used | needed) > TOGETHER:
             batches.append([])
             used = set()
         batches[-1].append(number)
         used |= needed
     return batches
+
+
+def _asked(number: int, decisions: Sequence[Decision], contexts: Sequence[str | None] | None) -> tuple[Any, ...]:
+    """What questions that share a pass over their passages have in common."""
+    return decisions[number].key, bool(decisions[number].documents), contexts and contexts[number]
 
 
 def stored_probes(data: bytes) -> list[tuple[str, str]]:
