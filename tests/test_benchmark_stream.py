@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
-from benchmarks.stream.run import Stream, squad_stream, written_stream
+import pytest
+from benchmarks.stream.run import Stream, measured, squad_stream, write, written_stream
 from tests.tiny_models import llama
 
 from retain.config import StudyConfig
@@ -42,3 +44,16 @@ def test_squad_documents_are_taught_without_their_questions(tmp_path: Path) -> N
 def test_written_documents_bring_no_questions() -> None:
     stream = written_stream(24)
     assert len(stream.documents) == 24 and not any(document.pairs for document in stream.documents)
+
+
+def test_arms_that_were_measured_are_kept_only_with_the_same_settings(tmp_path: Path) -> None:
+    stream = written_stream(2)
+    options = argparse.Namespace(documents=2, squad=None, model="m", seed=0, jobs=1, out=tmp_path / "results.json", resume=True)
+    assert measured(options, stream) == []
+    write(options, stream, [{"arm": "nothing", "recall_at_end": 0.0}])
+    assert [row["arm"] for row in measured(options, stream)] == ["nothing"]
+    options.resume = False
+    assert measured(options, stream) == []
+    options.resume, options.seed = True, 1
+    with pytest.raises(SystemExit, match="another seed"):
+        measured(options, stream)

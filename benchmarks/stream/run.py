@@ -3,6 +3,7 @@
     python -m benchmarks.stream.run                         # the written stream, all arms
     python -m benchmarks.stream.run --documents 4 --arms nothing,context,default
     python -m benchmarks.stream.run --squad dev-v1.1.json --documents 20 --jobs 2
+    python -m benchmarks.stream.run --resume                # only the arms that the results do not have yet
 
 Every arm learns from the raw documents; the questions (both wordings) are never trained on. Answers are greedy; an answer counts when
 it holds the expected words or an alias. ``forgetting`` is the mean over documents of the recall right after learning minus the recall at
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -253,6 +255,7 @@ def run_arm(options: argparse.Namespace, arm: str, folder: Path) -> dict[str, An
     model = load_model(options.model, threads=1 if options.jobs > 1 else config.model.threads)
     print(f"{arm} ...", flush=True)
     row = RUNNERS.get(arm, sequential_arm)(Bench(model, stream, config, folder), arm).summary()
+    row["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     show([row])
     return row
 
@@ -268,24 +271,40 @@ def configured(options: argparse.Namespace) -> Config:
     return config.model_copy(update={"learn": config.learn.model_copy(update={"seed": options.seed})})
 
 
-def write(options: argparse.Namespace, stream: Stream, rows: Sequence[dict[str, Any]]) -> Path:
-    """The results as JSON, with the configuration and the machine's facts; where they are."""
+def results_file(options: argparse.Namespace) -> Path:
+    """Where the results go."""
     name = "squad" if options.squad else "written"
-    target: Path = options.out or HERE.parent / "results" / f"stream-{name}-{len(stream.documents)}-seed{options.seed}.json"
-    record = {
-        "benchmark": f"stream-{name}",
+    return options.out or HERE.parent / "results" / f"stream-{name}-{options.documents}-seed{options.seed}.json"
+
+
+def settings(options: argparse.Namespace, stream: Stream) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "benchmark": "stream-squad" if options.squad else "stream-written",
         "documents": len(stream.documents),
         "questions": sum(map(len, stream.questions.values())),
         "seed": options.seed,
         "model": options.model,
-        "jobs": options.jobs,
         "config": configured(options).model_dump(mode="json", exclude={"workspace", "model"}),
-        "machine": machine_facts(),
-        "arms": list(rows),
     }
+
+
+def measured(options: argparse.Namespace, stream: Stream) -> list[dict[str, Any]]:
+    """The arms in the results file, where it was measured with the same settings; with ``--resume`` only."""
+    if not options.resume or not results_file(options).exists():
+        return []
+    record = json.loads(results_file(options).read_text())
+    if changed := [name for name, value in settings(options, stream).items() if record[name] != value]:
+        raise SystemExit(f"{results_file(options).name} was measured with another {changed[0]}: run without --resume, or with --out FILE")
+    return list(record["arms"])
+
+
+def write(options: argparse.Namespace, stream: Stream, rows: Sequence[dict[str, Any]]) -> None:
+    """The results as JSON, with the configuration and the machine's facts."""
+    target = results_file(options)
+    record = {**settings(options, stream), "jobs": options.jobs, "machine": machine_facts(), "arms": list(rows)}
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(record, indent=1) + "\n")
-    return target
 
 
 def main() -> None:
@@ -298,18 +317,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="arms that run at the same time, with one thread each")
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--resume", action="store_true", help="keep the arms that the results file has, and run the others")
     options = parser.parse_args()
     arms = options.arms.split(",")
     if unknown := set(arms) - set(ARMS):
         parser.error(f"unknown arm {sorted(unknown)[0]!r}; there are {', '.join(ARMS)}")
-    stream, rows = stream_of(options), []
-    longest_first = sorted(arms, key=ARMS.index, reverse=True)
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run_arm, options, arm, Path(folder)) for arm in longest_first]):
-            rows = sorted([*rows, done.result()], key=lambda row: arms.index(row["arm"]))
-            target = write(options, stream, rows)  # after every arm, so that an interrupted run leaves what it has
+    stream = stream_of(options)
+    rows = measured(options, stream)
+    missing = sorted(set(arms) - {row["arm"] for row in rows}, key=ARMS.index, reverse=True)  # the longest first
+    # a process for every arm: its peak of memory is its own
+    pool = ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1)
+    with tempfile.TemporaryDirectory() as folder, pool:
+        for done in as_completed([pool.submit(run_arm, options, arm, Path(folder)) for arm in missing]):
+            rows = sorted([*rows, done.result()], key=lambda row: ARMS.index(row["arm"]))
+            write(options, stream, rows)  # after every arm, so that an interrupted run leaves what it has
     show(rows)
-    print(f"written to {target.name}")
+    print(f"written to {results_file(options).name}")
 
 
 if __name__ == "__main__":
