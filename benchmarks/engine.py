@@ -1,6 +1,6 @@
 """Training throughput in tokens per CPU-second: transformers.Trainer with peft beside retain's loop, on the same examples.
 
-    python -m benchmarks.engine [--passages 2] [--epochs 2] [--long-epochs 10] [--repeats 3] [--batch-tokens 512] [--out FILE]
+    python -m benchmarks.engine [--passages 2] [--epochs 2] [--long-epochs 40] [--repeats 3] [--batch-tokens 512] [--out FILE]
 
 Every arm trains rank-16 LoRA factors from the same start with AdamW, the same rate at every step and the same batches (the plan of
 retain's loop) on passages of corpora/study and their questions. ``trainer`` is transformers.Trainer with peft's LoRA layers, its labels
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("corpora/study/a.jsonl"))
     parser.add_argument("--passages", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--long-epochs", type=int, default=10)
+    parser.add_argument("--long-epochs", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch-tokens", type=int, default=512)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "engine.json")
