@@ -52,6 +52,32 @@ def test_capacity_duplicates_and_seen(strategy: Strategy) -> None:
     assert len(buffer) == 50 and buffer.seen == 130 and len({key_of(item) for item in buffer.items}) == 50
 
 
+def test_balanced_gives_every_document_as_many_places(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(30, "balanced", seed=1)
+    for number, size in enumerate((400, 20, 100)):
+        buffer.add(numbered(size, start=1000 * number, document=f"d{number}"), f"t{number}")
+    count = [sum(item.document == f"d{number}" for item in buffer.items) for number in range(3)]
+    assert count == [10, 10, 10] and buffer.seen == 520
+    again = ReplayBuffer(30, "balanced")
+    again.load_state_dict(through_disk(buffer.state_dict(), tmp_path / "state"))
+    for one in (buffer, again):
+        one.add(numbered(200, start=5000, document="d3"), "t3")
+    assert again.items == buffer.items  # goes on in the same way
+    count = [sum(item.document == f"d{number}" for item in buffer.items) for number in range(4)]
+    assert sum(count) == 30 and max(count) - min(count) <= 1
+
+
+def test_a_balanced_document_is_sampled_evenly() -> None:
+    """Within one document the rule is the reservoir's: early and late examples stay with the same probability."""
+    counts = np.zeros(100)
+    for seed in range(1000):
+        buffer = ReplayBuffer(10, "balanced", seed)
+        examples = numbered(100)
+        buffer.add(examples, "t")
+        counts += [example in buffer for example in examples]
+    assert abs(counts[:50].sum() / counts.sum() - 0.5) < 0.02
+
+
 def test_a_teachers_labels_are_stored_too(tmp_path: Path) -> None:
     taught = [replace(example, soft=(((3, 0.25), (4, 0.25)), ((5, 0.5),))) for example in numbered(3)]
     buffer, again = ReplayBuffer(10), ReplayBuffer(10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -201,3 +202,25 @@ def test_the_rate_rises_then_falls() -> None:
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
     assert rate_at(0, 1, settings) == 1.0
+
+
+def test_a_step_in_pieces_is_the_same_step(tiny_model: DecoderLM) -> None:
+    examples = asked(tiny_model, tiny_questions()[:8], (0, 1))
+    settings = replace(SHORT, batch_examples=8, learning_rate=0.5, optimizer="sgd")  # Adam makes large steps of rounding errors
+    whole, one = learn(tiny_model, examples, settings)
+    parts, report = learn(tiny_model, examples, replace(settings, accumulation=3))
+    assert report.steps == 2 and report.losses == pytest.approx(one.losses, rel=1e-5)
+    assert all(torch.allclose(whole[name], parts[name], rtol=1e-4, atol=1e-6) for name in whole)
+
+
+def test_stochastic_gradient_descent_takes_the_plain_step(tiny_model: DecoderLM) -> None:
+    examples = asked(tiny_model, tiny_questions()[:2], (0,))
+    sites, start = fresh(tiny_model)
+    settings = TrainingSettings(learning_rate=0.5, epochs=1, batch_examples=2, warmup=0.0, optimizer="sgd", clip=math.inf)
+    moved, report = learn(tiny_model, examples, settings)
+    leaves = {name: tensor.clone().requires_grad_(True) for name, tensor in start.items()}
+    loss = AdapterObjective(tiny_model, sites, SCALE).loss(examples, leaves)
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    assert report.steps == 1
+    for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+        assert torch.allclose(moved[name], leaf - 0.5 * gradient, atol=1e-6), name

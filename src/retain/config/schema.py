@@ -136,7 +136,7 @@ class ReplayConfig(Section):
     """Rehearsal of earlier examples."""
 
     capacity: Count = Field(10_000, description="Examples kept")
-    strategy: Literal["reservoir", "importance", "diversity", "hybrid"] = Field(
+    strategy: Literal["reservoir", "importance", "diversity", "hybrid", "balanced"] = Field(
         "hybrid", description="Which examples stay when the buffer is full"
     )
     fraction: Fraction = Field(0.5, description="Share of a batch that is replayed")

@@ -10,7 +10,9 @@ Strategies, all with the same expected cost per example:
   the time of the offer, where scores are those of marks and losses.
 - "diversity": an example replaces one of the two most alike, when it is less like the others than they are like each other.
 - "hybrid": the weighted reservoir with the whole rubric, diversity included.
-Drawing is uniform for reservoir and diversity, in proportion to the scores for importance and hybrid; always without replacement.
+- "balanced": every document (every class of every task, for tables) keeps as many places as the others; an example takes the place of
+  one of the document that has most, or of one of its own by the rule of the reservoir (Chrysakis & Moens 2020, algorithm 1).
+Drawing is uniform for reservoir, diversity and balanced, in proportion to the scores for importance and hybrid; always without replacement.
 Recency passes, so it counts when examples are drawn; it does not push the examples of earlier tasks out.
 """
 
@@ -30,7 +32,7 @@ from retain.retention.registry import RetentionError
 from retain.retention.state import random_state, restore_random
 from retain.retention.sumtree import SumTree
 
-Strategy = Literal["reservoir", "importance", "diversity", "hybrid"]
+Strategy = Literal["reservoir", "importance", "diversity", "hybrid", "balanced"]
 MARKED, HIGH_LOSS, DIVERSE, RECENT, RANDOM = 1.0, 0.8, 0.7, 0.5, 0.3
 MARK, UNLIKE, FEATURES = 0.9, 0.5, 64
 
@@ -59,6 +61,8 @@ class ReplayBuffer:
         self._features = np.zeros((capacity, FEATURES), dtype=np.float32) if self._compares else np.zeros((0, FEATURES), dtype=np.float32)
         self._alike = np.full(capacity, -1.0, dtype=np.float32)  # similarity to the nearest other, "diversity" only
         self._nearest = np.full(capacity, -1, dtype=np.int64)
+        self._members: dict[str, set[int]] = {}  # the places of every document
+        self._offered: dict[str, int] = {}  # how many of its examples were ever offered, "balanced" only
         self._tree = SumTree(capacity)
 
     def __len__(self) -> int:
@@ -134,8 +138,10 @@ class ReplayBuffer:
         unlike = features is not None and (not alike.size or float(alike.max()) < UNLIKE)
         score = self._score(example, high_loss, unlike)
         rank = float(np.log1p(-self._random.random()) / max(score, RECENT)) if self._weighted else 0.0
-        slot = self._slot_for(rank, alike)
+        slot = self._slot_for(example, rank, alike)
         self.seen += 1
+        if self.strategy == "balanced":
+            self._offered[example.document] = self._offered.get(example.document, 0) + 1
         if slot is None:
             return
         if slot == len(self.items):
@@ -143,9 +149,11 @@ class ReplayBuffer:
             self._tasks.append(task)
         else:
             del self._slots[key_of(self.items[slot])]
+            self._members[self.items[slot].document].discard(slot)
             self.items[slot], self._tasks[slot] = example, task
             self._hidden.discard(slot)
         self._slots[key_of(example)] = slot
+        self._members.setdefault(example.document, set()).add(slot)
         self._scores[slot], self._unlike[slot], self._ranks[slot] = score, unlike, rank
         if features is not None:
             self._features[slot] = features
@@ -159,18 +167,28 @@ class ReplayBuffer:
             return HIGH_LOSS
         return DIVERSE if unlike else RANDOM
 
-    def _slot_for(self, rank: float, alike: NDArray[np.float32]) -> int | None:
+    def _slot_for(self, example: Example, rank: float, alike: NDArray[np.float32]) -> int | None:
         """Where an offered example goes, or None when it is rejected."""
         if len(self.items) < self.capacity:
             return len(self.items)
         if self.strategy == "reservoir":
             place = int(self._random.integers(0, self.seen, endpoint=True))  # [0, seen], `seen` not counting this one
             return place if place < self.capacity else None
+        if self.strategy == "balanced":
+            return self._balanced_slot(example.document)
         if self._weighted:
             lowest = int(self._ranks.argmin())
             return lowest if rank > self._ranks[lowest] else None
         closest = int(self._alike.argmax())
         return closest if float(alike.max()) < self._alike[closest] else None
+
+    def _balanced_slot(self, document: str) -> int | None:
+        own = self._members.get(document, set())
+        largest = max(self._members.values(), key=lambda slots: (len(slots), -min(slots, default=0)))
+        if len(own) < len(largest):
+            return sorted(largest)[int(self._random.integers(len(largest)))]
+        place = int(self._random.integers(0, self._offered.get(document, 0), endpoint=True))
+        return sorted(own)[place] if place < len(own) else None
 
     def _compare(self, slot: int) -> None:
         """Bring the nearest neighbours up to date after ``slot`` was written."""
@@ -188,6 +206,9 @@ class ReplayBuffer:
         """These examples in this order and no others; the arrays are in their order already."""
         self.items, self._tasks, self._hidden = items, tasks, set()
         self._slots = {key_of(item): slot for slot, item in enumerate(items)}
+        self._members = {}
+        for slot, item in enumerate(items):
+            self._members.setdefault(item.document, set()).add(slot)
         self._tree = SumTree(self.capacity)
         self._weigh(range(len(items)))
 
@@ -215,6 +236,7 @@ class ReplayBuffer:
             "soft": torch.tensor([pair for item in self.items for row in item.soft for pair in row], dtype=torch.float64).view(-1, 2),
             "about": [[item.document, item.kind, item.importance, task] for item, task in zip(self.items, self._tasks, strict=True)],
             "seen": self.seen,
+            "offered": dict(self._offered),
             "latest": self.latest,
             "random": random_state(self._random),
         }
@@ -238,6 +260,7 @@ class ReplayBuffer:
         if self._compares and examples:
             self._features[: len(examples)] = [_features(example) for example in examples]
         self.seen, self.latest = int(state["seen"]), str(state["latest"])
+        self._offered = {str(document): int(count) for document, count in state.get("offered", {}).items()}
         restore_random(self._random, state["random"])
         self._fill(examples, tasks)
 

@@ -1,4 +1,4 @@
-"""Diagonal Fisher information of LoRA factors from per-example gradients, at about the cost of one backward pass.
+"""Diagonal Fisher information from per-example gradients, of LoRA factors at about the cost of one backward pass.
 
 For an example s (one packed segment) of one site, with inputs x [L, d_in], coordinates u = x A^T [L, r] and output gradients g [L, d_out]:
 
@@ -50,9 +50,12 @@ def fisher_information(
 ) -> Fisher:  # fmt: skip
     """Diagonal Fisher information of ``params`` (EWC, 1612.00796, section 2.1) from one backward pass per batch of examples.
 
-    Objectives or parameters other than LoRA factors of a language model are handed to :func:`fisher_by_loop`. ``generator`` (on the
-    CPU) draws the sampled labels. Raises ValueError when there are no examples.
+    Networks on tables (objectives with a ``forward`` function) take :func:`torch.func.vmap`; other objectives, and parameters other than
+    LoRA factors of a language model, are handed to :func:`fisher_by_loop`. ``generator`` (on the CPU) draws the sampled labels. Raises
+    ValueError when there are no examples.
     """
+    if hasattr(objective, "forward"):
+        return _fisher_of_network(objective, examples, params, labels, generator)
     if not hasattr(objective, "model") or not all(name.endswith((LORA_A, LORA_B)) for name in params):
         return fisher_by_loop(objective, examples, params, labels=labels, generator=generator)
     draws = _draws(examples, labels, generator)
@@ -87,15 +90,40 @@ def fisher_by_loop(
     return Fisher({name: total / len(examples) for name, total in totals.items()}, len(examples), labels)
 
 
-def _negative_log_likelihood(logits: Tensor, examples: Sequence[Example], draws: Sequence[Tensor] | None) -> Tensor:
-    if draws is None:
-        labels = labels_of(examples, logits.device)
-    else:
+def _fisher_of_network(
+    objective: Any, examples: Sequence[Example], params: Params, labels: Labels, generator: torch.Generator | None, batch: int = 256
+) -> Fisher:
+    """One backward pass over the rows of a table, vectorised over them."""
+    draws = _draws(examples, labels, generator)
+    detached = {name: tensor.detach() for name, tensor in params.items()}
+    totals = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in params.items()}
+
+    def loss(leaves: Params, x: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(objective.forward(leaves, x[None]), label[None])
+
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+    for first in range(0, len(examples), batch):
+        chosen = examples[first : first + batch]
         with torch.no_grad():
-            cumulated = torch.softmax(logits, -1).cumsum(-1)
-            points = torch.cat(list(draws)).to(logits.device)[:, None] * cumulated[:, -1:]
-            labels = torch.searchsorted(cumulated, points, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-    return F.cross_entropy(logits, labels, reduction="sum")
+            logits, _ = objective.logits(chosen, detached)
+        targets = _labels(logits, chosen, draws[first : first + batch] if draws else None)
+        for name, gradient in gradients(detached, objective.features[[example.tokens[0] for example in chosen]], targets).items():
+            totals[name] += gradient.float().square().sum(0)
+    return Fisher({name: total / len(examples) for name, total in totals.items()}, len(examples), labels)
+
+
+def _negative_log_likelihood(logits: Tensor, examples: Sequence[Example], draws: Sequence[Tensor] | None) -> Tensor:
+    return F.cross_entropy(logits, _labels(logits, examples, draws), reduction="sum")
+
+
+@torch.no_grad()
+def _labels(logits: Tensor, examples: Sequence[Example], draws: Sequence[Tensor] | None) -> Tensor:
+    """The labels of the data, or labels drawn from the model's own distribution."""
+    if draws is None:
+        return labels_of(examples, logits.device)
+    cumulated = torch.softmax(logits, -1).cumsum(-1)
+    points = torch.cat(list(draws)).to(logits.device)[:, None] * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, points, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
 def _draws(examples: Sequence[Example], labels: Labels, generator: torch.Generator | None) -> list[Tensor] | None:

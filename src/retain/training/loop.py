@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +21,13 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """AdamW on packed batches. ``batch_tokens``: tokens per step; ``warmup``: share of steps; the rate then falls as a cosine to
-    ``final_rate`` of its peak. ``spike``: a loss above ``spike`` times the first loss (and above 2 nats) stops training."""
+    """How to train on packed batches.
+
+    ``batch_tokens``: tokens per step, or ``batch_examples`` examples per step where that is given; ``accumulation``: the pieces of a step
+    that go through the model one after another, which saves memory and changes nothing else. ``warmup``: share of steps; the rate then
+    falls as a cosine to ``final_rate`` of its peak. ``clip``: largest gradient norm, infinite for none. ``spike``: a loss above ``spike``
+    times the first loss (and above 2 nats) stops training. The optimizer starts afresh with every task.
+    """
 
     learning_rate: float = 1e-3
     epochs: int = 8
@@ -32,6 +38,10 @@ class TrainingSettings:
     clip: float = 1.0
     seed: int = 0
     spike: float = 4.0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.0
+    batch_examples: int | None = None
+    accumulation: int = 1
 
 
 @dataclass
@@ -58,19 +68,26 @@ class TrainingReport:
     change: float = 0.0
 
 
-def plan(examples: Sequence[Example], batch_tokens: int, generator: torch.Generator) -> list[list[Example]]:
-    """One epoch: shuffled, cut into batches of about ``batch_tokens`` tokens, each ordered by length."""
-    order = torch.randperm(len(examples), generator=generator).tolist()
+def plan(examples: Sequence[Example], budget: int, generator: torch.Generator, cost: Callable[[Example], int] = len) -> list[list[Example]]:
+    """One epoch: shuffled, cut into batches of about ``budget`` tokens (by ``cost``), each ordered by length."""
     batches: list[list[Example]] = []
-    used = batch_tokens
-    for number in order:
-        size = len(examples[number].tokens)
-        if used + size > batch_tokens and used:
+    used = budget
+    for number in torch.randperm(len(examples), generator=generator).tolist():
+        size = cost(examples[number])
+        if used + size > budget and used:
             batches.append([])
             used = 0
         batches[-1].append(examples[number])
         used += size
-    return [sorted(batch, key=lambda example: len(example.tokens)) for batch in batches]
+    return [sorted(batch, key=len) for batch in batches]
+
+
+def pieces(batch: Sequence[Example], count: int) -> list[tuple[Sequence[Example], float]]:
+    """A batch in at most ``count`` pieces, with each piece's share of the supervised tokens, so that their losses add up to the batch's."""
+    size = math.ceil(len(batch) / count)
+    parts = [batch[first : first + size] for first in range(0, len(batch), size)]
+    supervised = [sum(example.n_supervised() for example in part) for part in parts]
+    return [(part, number / sum(supervised)) for part, number in zip(parts, supervised, strict=True)]
 
 
 def rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
@@ -99,11 +116,12 @@ def train(
     ordered = [params[name] for name in sorted(params)]  # so that sums over tensors do not depend on the dictionary's order
     for tensor in ordered:
         tensor.requires_grad_(True)
-    fused = ordered[0].device.type in ("cpu", "cuda")
-    optimizer = torch.optim.AdamW(ordered, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
+    optimizer = _optimizer(ordered, settings)
     for method in retention:
         method.before_task(task, params)
-    epochs = [plan(task.examples, settings.batch_tokens, generator) for _ in range(settings.epochs)]
+    counted = settings.batch_examples is not None
+    budget, cost = settings.batch_examples or settings.batch_tokens, (lambda example: 1) if counted else len
+    epochs = [plan(task.examples, budget, generator, cost) for _ in range(settings.epochs)]
     batches = [batch for epoch in epochs for batch in epoch]
     report, started = TrainingReport(steps=len(batches)), time.perf_counter()
 
@@ -111,22 +129,29 @@ def train(
         replayed = [example for method in retention for example in method.replay(len(new))]
         rate = rate_at(step, len(batches), settings)
         batch = Batch(new, replayed, step, task.objective, rate)
-        task_loss = task.objective.loss(new, params)
-        terms: list[Tensor | None] = [task_loss]
+        optimizer.zero_grad(set_to_none=True)
+        (last, share), *others = reversed(pieces(new, settings.accumulation)) if settings.accumulation > 1 else [(new, 1.0)]
+        done = 0.0
+        for piece, part in others:
+            piece_loss = part * task.objective.loss(piece, params)
+            piece_loss.backward()
+            done += float(piece_loss.detach())
+        task_loss = task.objective.loss(last, params)
+        terms: list[Tensor | None] = [task_loss if share == 1.0 else share * task_loss]
         if replayed:
             terms.append(task.objective.loss(replayed, params))
         terms += [method.loss(batch, params) for method in retention]
         loss = total(terms)
         assert loss is not None
-        task_value, value = float(task_loss.detach()), float(loss.detach())
+        task_value, value = done + share * float(task_loss.detach()), done + float(loss.detach())
         _check(task, step, task_value, value, report, settings)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradients = {name: tensor.grad for name, tensor in params.items() if tensor.grad is not None}
         with torch.no_grad():
             for method in retention:
                 method.adjust_gradients(params, gradients)
-            torch.nn.utils.clip_grad_norm_(ordered, settings.clip)
+            if math.isfinite(settings.clip):
+                torch.nn.utils.clip_grad_norm_(ordered, settings.clip)
             previous = {name: tensor.clone() for name, tensor in params.items()} if retention else {}
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -136,7 +161,7 @@ def train(
         report.losses.append(task_value)
         report.penalties.append(value - task_value)
         report.tokens += sum(len(example.tokens) for example in (*new, *replayed))
-        report.supervised += sum(sum(example.supervised) for example in new)
+        report.supervised += sum(example.n_supervised() for example in new)
         report.seconds = time.perf_counter() - started
         if on_step:
             on_step(Progress(step + 1, len(batches), report.losses[-1], report.tokens, report.seconds))
@@ -147,6 +172,13 @@ def train(
     if not report.change > 0.0 or not math.isfinite(report.change):
         raise TrainingError(f"task {task.id}: training changed nothing (parameter change {report.change})")
     return report
+
+
+def _optimizer(params: list[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer:
+    rate, decay, fused = settings.learning_rate, settings.weight_decay, params[0].device.type in ("cpu", "cuda")
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(params, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=fused)
+    return torch.optim.AdamW(params, lr=rate, weight_decay=decay, fused=fused)
 
 
 def _check(task: Task, step: int, task_loss: float, loss: float, report: TrainingReport, settings: TrainingSettings) -> None:
