@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retain.lm.derivatives import differentiated_twice, wide
 from retain.lm.elementwise import pad, unpad
 from retain.lm.packing import Packed
 from retain.lm.shapes import DecoderConfig
@@ -55,7 +56,7 @@ def _causal(qk: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None) -> Tens
     n, length, kv, width = v.shape  # grouped queries: every key/value head serves heads / kv query heads
     heads = qk.shape[2] - kv
     q, k = qk.split([heads, kv], 2)
-    if prefix is None and length > (384 if v.device.type == "cpu" else 192):
+    if prefix is None and length > (384 if v.device.type == "cpu" else 192) and not differentiated_twice():
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         k, v = k.repeat_interleave(heads // kv, 1), v.repeat_interleave(heads // kv, 1)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
@@ -65,7 +66,7 @@ def _causal(qk: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None) -> Tens
         keys, values = (torch.cat([p.expand(n, -1, -1, -1), x], 2) for p, x in zip(prefix, (keys, values), strict=True))
     seen = keys.shape[2]
     keys, values = keys.reshape(n * kv, seen, width), values.reshape(n * kv, seen, width)
-    scores = torch.bmm(queries, keys.transpose(1, 2)).float().add_(_hidden_future(length, seen, heads // kv, v.device))
+    scores = wide(torch.bmm(queries, keys.transpose(1, 2))).add_(_hidden_future(length, seen, heads // kv, v.device))
     weights = torch.softmax(scores, -1).to(v.dtype)
     return torch.bmm(weights, values).view(n, heads, length, width).transpose(1, 2)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.lm.decoder import weights_fingerprint
+from retain.lm.derivatives import wide
 from retain.lm.model import Injection, LanguageModel, LanguageModelError
 from retain.lm.packing import Packed
 
@@ -87,7 +88,7 @@ class TransformersLM(LanguageModel):
         return self.run(tokens, valid, rows, injection, use_cache=False).last_hidden_state[valid]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        logits = self._head(hidden.to(self.dtype)).float() * self._scale
+        logits = wide(self._head(hidden.to(self.dtype))) * self._scale
         return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
 
     def parameters(self) -> Mapping[str, Tensor]:

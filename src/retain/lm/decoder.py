@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.lm.attention import KeyValueCache, attend, rotary_table
+from retain.lm.derivatives import wide
 from retain.lm.elementwise import gated, rms_norm, rotate
 from retain.lm.model import Injection, LanguageModel, LanguageModelError
 from retain.lm.packing import Packed, common_prefix
@@ -123,7 +124,7 @@ class DecoderLM(LanguageModel):
         return self._norm(x, self._views["model.norm.weight"]) if stop == self.layers else x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return linear(hidden.to(self._head.dtype), self._head).float()
+        return wide(linear(hidden.to(self._head.dtype), self._head))
 
     def token_loss(self, hidden: Tensor, labels: Tensor, soft: Tensor | None = None) -> Tensor:
         return token_loss(hidden.to(self._head.dtype), self._head, labels, soft)

@@ -2,7 +2,8 @@
 
 Left to autograd, a norm, a rotation or a gate in bfloat16 is some twenty small operations and as many copies; at training batches of a few
 hundred tokens they cost as much as the matrix products. The functions here do the same arithmetic (float32 inside) in a few. Where a
-gradient is itself differentiated, autograd's own way is taken.
+gradient is itself differentiated, autograd's own way is taken; inside :func:`retain.lm.derivatives.twice_differentiable` the whole
+function is left to autograd.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retain.lm.derivatives import differentiated_twice, wide
 from retain.lm.packing import Packed
 
 
@@ -46,6 +48,9 @@ class _Norm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """``x`` [T, d] divided by its root mean square over d (RMSNorm, 1910.07467), times the frozen ``weight`` [d]."""
+    if differentiated_twice():
+        broad = wide(x)
+        return (broad * (broad.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight).to(x.dtype)
     if x.dtype not in (torch.float32, torch.bfloat16) or weight.requires_grad:
         return F.rms_norm(x, x.shape[-1:], weight, epsilon)
     return _Norm.apply(x, weight, epsilon)
@@ -71,6 +76,10 @@ class _Rotation(torch.autograd.Function):
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embeddings (RoFormer, 2104.09864, with the halves of a head paired) of ``x`` [T, H, D]; cos and sin [T, 1, D] float32."""
+    if differentiated_twice():
+        broad = wide(x)
+        first, second = broad.chunk(2, -1)
+        return (broad * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
     return _Rotation.apply(x, cos, sin)
 
 
@@ -102,7 +111,7 @@ class _Gate(torch.autograd.Function):
 
 def gated(gate_up: Tensor) -> Tensor:
     """SwiGLU's gate (2002.05202): the first half of ``gate_up`` [T, 2 F] through SiLU, times the second half; [T, F]."""
-    return _Gate.apply(gate_up)
+    return _gated(gate_up) if differentiated_twice() else _Gate.apply(gate_up)
 
 
 class _Pad(torch.autograd.Function):
@@ -136,9 +145,9 @@ class _Unpad(torch.autograd.Function):
 
 def pad(x: Tensor, packed: Packed) -> Tensor:
     """``x`` [T, ...] as the rows of the batch's groups, each padded to its group's length, end to end."""
-    return _Pad.apply(x, packed)
+    return x[packed.padded] if differentiated_twice() else _Pad.apply(x, packed)
 
 
 def unpad(x: Tensor, packed: Packed) -> Tensor:
     """Inverse of :func:`pad`."""
-    return _Unpad.apply(x, packed)
+    return x[packed.unpadded] if differentiated_twice() else _Unpad.apply(x, packed)

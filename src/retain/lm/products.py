@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retain.lm.derivatives import differentiated_twice, wide
 from retain.lm.devices import machine
 
 
@@ -88,11 +89,14 @@ def token_loss(hidden: Tensor, head: Tensor, labels: Tensor, soft: Tensor | None
 
     With ``soft`` [N, K] the labels are [N, K] too, as in :func:`soft_cross_entropy`.
 
-    Never holds all logits: in float32 those of 1,000 tokens over a vocabulary of 49,152 are 197 MB, twice with their gradient.
+    Never holds all logits: in float32 those of 1,000 tokens over a vocabulary of 49,152 are 197 MB, twice with their gradient. Only a
+    pass that is to be differentiated twice does.
     """
     if soft is None:
         labels = labels[:, None]
         soft = torch.ones(labels.shape, device=labels.device)
+    if differentiated_twice():
+        return soft_cross_entropy(wide(linear(hidden, head)), labels, soft)
     return _TokenLoss.apply(hidden, head, labels, soft)
 
 
