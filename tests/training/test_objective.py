@@ -176,3 +176,20 @@ def test_the_same_as_transformers_with_peft(tiny_model: DecoderLM, tiny_model_di
     reference = {name: parameter.grad for name, parameter in trained.items() if parameter.grad is not None}
     found = gradients(AdapterObjective(tiny_model, sites, SCALE), [examples], params, "mean")
     assert_equal(found, (float(loss.detach()), reference), 2e-5)
+
+
+def test_dropout_is_of_training_alone(tiny_model: DecoderLM) -> None:
+    sites, params = select_sites(tiny_model), new_lora(tiny_model, select_sites(tiny_model), 4, 8.0, 0)
+    params = {name: tensor + 0.1 for name, tensor in params.items()}
+    examples = [Example(tuple(range(20)), (False,) + (True,) * 19)]
+    plain, dropping = (AdapterObjective(tiny_model, sites, 2.0, dropout=share, seed=1) for share in (0.0, 0.5))
+    wanted = plain.loss(examples, params)
+    losses = [float(dropping.loss(examples, params)) for _ in range(30)]
+    assert len(set(losses)) == 30 and min(losses) != float(wanted)
+    with torch.no_grad():
+        assert torch.equal(dropping.loss(examples, params), wanted)
+    assert torch.equal(dropping.logits(examples, params)[0], plain.logits(examples, params)[0])
+    again = AdapterObjective(tiny_model, sites, 2.0, dropout=0.5, seed=1)
+    assert [float(again.loss(examples, params)) for _ in range(30)] == losses
+    with pytest.raises(ValueError, match="below 1"):
+        AdapterObjective(tiny_model, sites, 2.0, dropout=1.0)

@@ -9,7 +9,7 @@ what does not change from step to step is compiled once. Gradients reach every t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -46,10 +46,11 @@ class Part:
 
 
 class LoraInjection:
-    """Calls as the protocol :class:`retain.lm.model.Injection` asks. ``applied``: the sites that were reached."""
+    """Calls as the protocol :class:`retain.lm.model.Injection` asks. ``applied``: the sites that were reached. ``change``: what happens to
+    the inputs of the adapters, such as dropout."""
 
-    def __init__(self, parts: Sequence[Part], dtype: torch.dtype) -> None:
-        self.parts, self.dtype = tuple(parts), dtype
+    def __init__(self, parts: Sequence[Part], dtype: torch.dtype, change: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.parts, self.dtype, self.change = tuple(parts), dtype, change
         self.applied: set[str] = set()
         self.by_row = any(isinstance(part.weight, Tensor) for part in self.parts)
         self._known = frozenset().union(*(part.sites for part in self.parts))
@@ -62,7 +63,7 @@ class LoraInjection:
         if product is None:
             return y
         self.applied.update(sites)
-        return product(x, y, rows)
+        return product(self.change(x) if self.change else x, y, rows)
 
     def _compile(self, sites: tuple[str, ...], y: Tensor) -> None:
         """Compile a group of sites in this layer and in all layers where the same adapters have factors of the same shapes."""
@@ -163,6 +164,8 @@ def inject(
     return LoraInjection(parts, dtype) if parts else None
 
 
-def inject_trainable(params: Mapping[str, Tensor], sites: Sequence[str], scale: float, dtype: torch.dtype) -> LoraInjection:
-    """The injection of tensors being trained."""
-    return LoraInjection([Part(params, frozenset(sites), scale)], dtype)
+def inject_trainable(
+    params: Mapping[str, Tensor], sites: Sequence[str], scale: float, dtype: torch.dtype, change: Callable[[Tensor], Tensor] | None = None
+) -> LoraInjection:
+    """The injection of tensors being trained; ``change``: see :class:`LoraInjection`."""
+    return LoraInjection([Part(params, frozenset(sites), scale)], dtype, change)

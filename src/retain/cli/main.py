@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retain import __version__
-from retain.cli import adapters, asking, checkpoints, configuration, doctor, history, learning, model
+from retain.cli import adapters, asking, bench, checkpoints, configuration, doctor, history, learning, model, report
 from retain.cli.command import Debug, Json, Workspace, add, command, examples_text, execute, flag
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ _COMMANDS: tuple[tuple[str, Commands], ...] = (
             ("documents", history.documents),
         ),
     ),
+    ("Measure", (("report", report.report),)),
 )
 _GROUPS: tuple[tuple[str, str, Commands], ...] = (
     (
@@ -72,6 +73,11 @@ _GROUPS: tuple[tuple[str, str, Commands], ...] = (
         "checkpoint",
         "Names for states to return to.",
         (("save", checkpoints.save), ("load", checkpoints.load), ("list", checkpoints.list_checkpoints)),
+    ),
+    (
+        "bench",
+        "What a model knows: questions, multiple choice, perplexity.",
+        (("qa", bench.qa), ("mc", bench.mc), ("perplexity", bench.perplexity)),
     ),
     ("model", "The base model, which is never written to.", (("pull", model.pull), ("info", model.info), ("list", model.list_models))),
     (

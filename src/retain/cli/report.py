@@ -21,7 +21,7 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="W
 @command(
     ("retain report runs/digits", "write runs/digits/report.html"),
     ("retain report runs/digits --out digits/index.html", "write it elsewhere"),
-    ("retain report runs/digits --json | jq .metrics", "the metrics for programs"),
+    ("retain report runs/digits --json", "the metrics for programs"),
 )
 def report(here: Session, run: RunDirectory, out: Out = None) -> None:
     """Write the report of an experiment: one HTML file with its figures and numbers beside it.

@@ -39,8 +39,13 @@ def describe(config: Config | None = None) -> list[Setting]:
 
 @lru_cache(maxsize=1)
 def known_keys() -> tuple[str, ...]:
-    """Every dotted key, sections included."""
-    keys = [key for key, _, _ in walk(Config())]
+    """Every dotted key of the configuration, sections included."""
+    return keys_of(Config())
+
+
+def keys_of(section: Section) -> tuple[str, ...]:
+    """Every dotted key of a section, the sections in it included."""
+    keys = [key for key, _, _ in walk(section)]
     sections = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 1)}
     return (*keys, *sorted(sections))
 

@@ -1,5 +1,6 @@
 """Evaluation: what a model knows, what it kept, and what that says about a way of learning."""
 
+from retain.data.choices import Choice
 from retain.evaluation.answers import contains, exact_match, f1, normalise
 from retain.evaluation.control import Control, load_control
 from retain.evaluation.metrics import (
@@ -24,8 +25,29 @@ from retain.evaluation.metrics import (
     retention_curve,
     summarise,
 )
-from retain.evaluation.probes import Probe, answer_questions, mean_kl, multiple_choice, perplexity, recall
-from retain.evaluation.qa import Choice, Item, choose, load_items, question_answering
+from retain.evaluation.probes import (
+    Probe,
+    Window,
+    answer_questions,
+    continuation_scores,
+    mean_kl,
+    multiple_choice,
+    perplexity,
+    ratio_interval,
+    recall,
+    text_windows,
+)
+from retain.evaluation.qa import (
+    Item,
+    choice_scores,
+    choose,
+    grade_answers,
+    grade_choices,
+    load_items,
+    measure_task,
+    passages,
+    question_answering,
+)
 
 __all__ = [
     "LIMIT",
@@ -35,14 +57,17 @@ __all__ = [
     "Interval",
     "Item",
     "Probe",
+    "Window",
     "accuracy_matrix",
     "answer_questions",
     "average_accuracy",
     "average_anytime_accuracy",
     "backward_transfer",
     "bootstrap",
+    "choice_scores",
     "choose",
     "contains",
+    "continuation_scores",
     "describe_rate",
     "exact_match",
     "f1",
@@ -51,18 +76,24 @@ __all__ = [
     "forgetting_rates",
     "forward_transfer",
     "gate",
+    "grade_answers",
+    "grade_choices",
     "intransigence",
     "learning_accuracy",
     "load_control",
     "load_items",
     "mean_kl",
+    "measure_task",
     "multiple_choice",
     "normalise",
     "overall_forgetting_rate",
+    "passages",
     "perplexity",
     "question_answering",
+    "ratio_interval",
     "recall",
     "retention_area",
     "retention_curve",
     "summarise",
+    "text_windows",
 ]

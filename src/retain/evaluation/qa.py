@@ -1,22 +1,25 @@
-"""The question-answering benchmark: the user's questions, put to a model and compared with the expected answers."""
+"""Benchmarks of questions: free answers compared with the expected ones, and multiple choice by letters or by options."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from retain.data import DataError, Question, load_questions, load_squad
+from retain.data import DataError, Message, Question, load_questions, load_squad
+from retain.data.choices import Choice, letter_tokens
 from retain.data.streams import is_squad
+from retain.data.tasks import TaskItem
 from retain.evaluation.answers import contains, exact_match, f1
 from retain.evaluation.metrics import bootstrap
-from retain.evaluation.probes import answer_questions, multiple_choice
+from retain.evaluation.probes import Tell, answer_questions, continuation_scores, option_tokens
 from retain.lm.model import Injection, LanguageModel
 
 ITEMS = 50
+Score: TypeAlias = Literal["letters", "options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +30,6 @@ class Item:
     answers: tuple[str, ...]
     document: str = ""
     context: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A multiple-choice question; ``correct`` is the index of the right one of the ``options``."""
-
-    question: str
-    options: tuple[str, ...]
-    correct: int
-
-    def __post_init__(self) -> None:
-        if len(self.options) < 2 or not 0 <= self.correct < len(self.options):
-            raise ValueError(f"option {self.correct} of {len(self.options)} cannot be the right one of a choice")
 
 
 def load_items(path: str | Path, limit: int | None = ITEMS) -> list[Item]:
@@ -60,19 +50,32 @@ def load_items(path: str | Path, limit: int | None = ITEMS) -> list[Item]:
 
 def question_answering(
     model: LanguageModel, items: Sequence[Item], injection: Injection | None = None, *, in_context: bool = False, max_tokens: int = 24,
-    batch: int = 64, seed: int = 0,
+    batch: int = 64, seed: int = 0, tell: Tell | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Ask every item and compare: contains, exact match and F1, each with a bootstrap interval over the items.
 
     in_context: show the model each item's context; otherwise closed book. Every item needs one then (DataError).
-    Returns ``{"n", "in_context", "contains", "em", "f1", "intervals": {name: [low, high]}, "items": [...]}``; the items have question,
-    answers, document, answer, contains, em, f1. JSON values; undefined numbers are NaN.
+    Returns what :func:`grade_answers` does.
     """
+    contexts = passages(items) if in_context else None
+    answers = answer_questions(model, [item.question for item in items], injection, contexts, max_tokens, batch, tell)
+    return {**grade_answers(items, answers, seed), "in_context": in_context}
+
+
+def passages(items: Sequence[Item]) -> list[str | None]:
+    """Every item's context; DataError where one has none."""
     lacking = sum(not item.context for item in items)
-    if in_context and lacking:
+    if lacking:
         raise DataError(f"{lacking} of {len(items)} questions have no passage to show", fix="use a SQuAD file, or ask without the passages")
-    contexts = [item.context for item in items] if in_context else None
-    answers = answer_questions(model, [item.question for item in items], injection, contexts, max_tokens, batch)
+    return [item.context for item in items]
+
+
+def grade_answers(items: Sequence[Item], answers: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """Compare answers with the items that they are to.
+
+    Returns ``{"n", "contains", "em", "f1", "intervals": {name: [low, high]}, "items": [...]}``; the items have question, answers,
+    document, answer, contains, em, f1. JSON values; undefined numbers are NaN.
+    """
     rows = [
         {
             "question": item.question,
@@ -85,22 +88,87 @@ def question_answering(
         }
         for item, answer in zip(items, answers, strict=True)
     ]
-    return {"n": len(rows), "in_context": in_context, **_means(rows, ("contains", "em", "f1"), seed), "items": rows}
+    return {"n": len(rows), **_means(rows, ("contains", "em", "f1"), seed), "items": rows}
 
 
-def choose(model: LanguageModel, choices: Sequence[Choice], injection: Injection | None = None, seed: int = 0) -> dict[str, Any]:
-    """Accuracy on multiple-choice questions: the option with the largest mean log-likelihood per token is the answer.
+def choose(
+    model: LanguageModel, choices: Sequence[Choice], injection: Injection | None = None, seed: int = 0, *, score: Score = "options",
+    shots: Sequence[Sequence[Choice]] | None = None, tell: Tell | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Accuracy on multiple-choice questions; see :func:`choice_scores` and :func:`grade_choices`."""
+    return grade_choices(choices, choice_scores(model, choices, injection, score=score, shots=shots, tell=tell), seed)
 
-    Returns ``{"n", "accuracy", "chance", "intervals", "items"}``; the items have question, options, correct, chosen, accuracy, scores.
+
+def choice_scores(
+    model: LanguageModel, choices: Sequence[Choice], injection: Injection | None = None, *, score: Score = "options",
+    shots: Sequence[Sequence[Choice]] | None = None, tell: Tell | None = None,
+) -> list[list[float]]:  # fmt: skip
+    """What a model gives each option of each question; the option with the largest is its choice.
+
+    "letters": log-likelihood of the letter after MMLU's prompt, as lm-evaluation-harness does it, one forward pass for all letters of a
+    question. "options": mean log-likelihood per token of the option as the answer to the question as a user asks it, with the token that
+    ends it (GPT-3, 2005.14165, section 2.4). shots: for each question, the questions with answers that are shown before it.
+    """
+    examples = [()] * len(choices) if shots is None else shots
+    pairs: list[tuple[list[int], list[int]]] = []
+    for choice, shown in zip(choices, examples, strict=True):
+        if score == "letters":
+            prompt, letters = letter_tokens(model.tokenizer, choice, shown)
+            pairs += [(prompt, letter) for letter in letters]
+        else:
+            history = [turn for item in shown for turn in (Message("user", item.question), Message("assistant", item.answer))]
+            pairs += [option_tokens(model, choice.question, option, history) for option in choice.options]
+    found = iter(zip(continuation_scores(model, pairs, injection, tell), pairs, strict=True))
+    values = [[(total, len(tokens)) for _ in choice.options for (total, _), (_, tokens) in [next(found)]] for choice in choices]
+    return [[total if score == "letters" else total / count for total, count in row] for row in values]
+
+
+def grade_choices(choices: Sequence[Choice], scores: Sequence[Sequence[float]], seed: int = 0) -> dict[str, Any]:
+    """Compare what was chosen with what is right.
+
+    Returns ``{"n", "accuracy", "chance", "intervals", "note", "subjects", "items"}``: ``chance`` is the expected accuracy of guessing,
+    ``note`` says so where the interval includes it ("" otherwise), ``subjects`` has n, accuracy, chance and intervals of each subject;
+    the items have question, options, correct, subject, chosen, accuracy, scores.
     """
     rows = []
-    for choice in choices:
-        scores = multiple_choice(model, choice.question, choice.options, injection)
-        chosen = max(range(len(scores)), key=scores.__getitem__)
-        right = chosen == choice.correct
-        rows.append({**asdict(choice), "options": list(choice.options), "chosen": chosen, "accuracy": right, "scores": scores})
-    chance = math.fsum(1 / len(choice.options) for choice in choices) / len(choices) if choices else math.nan
-    return {"n": len(rows), "chance": chance, **_means(rows, ("accuracy",), seed), "items": rows}
+    for choice, values in zip(choices, scores, strict=True):
+        chosen = max(range(len(values)), key=values.__getitem__)
+        facts = {"question": choice.question, "options": list(choice.options), "correct": choice.correct, "subject": choice.subject}
+        rows.append({**facts, "chosen": chosen, "accuracy": chosen == choice.correct, "scores": list(values)})
+    subjects: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["subject"]:
+            subjects.setdefault(str(row["subject"]), []).append(row)
+    summary = _accuracy(rows, seed)
+    low, high = summary["intervals"]["accuracy"]
+    guessing = low <= summary["chance"] <= high
+    note = f"not told from guessing: the interval includes chance, {summary['chance']:.1%}" if guessing else ""
+    each = {name: _accuracy(members, seed) for name, members in sorted(subjects.items())}
+    return {**summary, "note": note, "subjects": each, "items": rows}
+
+
+def measure_task(
+    model: LanguageModel, items: Sequence[TaskItem], injection: Injection | None = None, *, score: Score | None = None, seed: int = 0,
+    tell: Tell | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The score of a model on a task's items, for instance :attr:`retain.data.tasks.LanguageTask.test`, under the name "score".
+
+    Multiple choice: accuracy by letters or by options (None: letters for a task of letters). Other questions: the share of answers that
+    contain the expected words, closed book. The rest is what :func:`grade_choices` or :func:`grade_answers` returns.
+    """
+    if items and all(item.choice is not None for item in items):
+        choices = [item.choice for item in items if item.choice is not None]
+        way: Score = score or ("letters" if items[0].letters else "options")
+        found = choose(model, choices, injection, seed, score=way, tell=tell)
+        return {"score": found["accuracy"], "by": way, **found}
+    asked = [Item(item.question, item.answers, item.group) for item in items]
+    found = question_answering(model, asked, injection, seed=seed, tell=tell)
+    return {"score": found["contains"], "by": "contains", **found}
+
+
+def _accuracy(rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    chance = math.fsum(1 / len(row["options"]) for row in rows) / len(rows) if rows else math.nan
+    return {"n": len(rows), "chance": chance, **_means(rows, ("accuracy",), seed)}
 
 
 def _means(rows: Sequence[Mapping[str, Any]], names: Iterable[str], seed: int) -> dict[str, Any]:

@@ -21,10 +21,16 @@ class AdapterObjective:
 
     ``sites`` and ``scale`` describe the trained tensors. Hidden states below the first trained layer (frozen adapters included) never
     change while training, so they are computed once per example and kept (in the model's precision, ``width`` values per token).
+
+    ``dropout``: share of the inputs of the trained factors that are set to zero in :meth:`loss` while gradients are recorded (LoRA,
+    2106.09685, appendix D), drawn from ``seed``; logits, teachers and losses without gradient never have it.
     """
 
     def __init__(self, model: LanguageModel, sites: Sequence[str], scale: float, frozen: Sequence[tuple[Adapter, float]] = (), *,
-                 cache_prefix: bool = True) -> None:  # fmt: skip
+                 cache_prefix: bool = True, dropout: float = 0.0, seed: int = 0) -> None:  # fmt: skip
+        if not 0.0 <= dropout < 1.0 or (dropout and frozen):
+            raise ValueError(f"dropout {dropout} must be at least 0 and below 1, and cannot go with frozen adapters, whose inputs it would change")
+        self.dropout, self._random = dropout, torch.Generator(model.device).manual_seed(seed)
         self.model, self.sites, self.scale = model, tuple(sites), scale
         self.frozen = tuple(frozen)
         self._frozen_injection = inject(self.frozen, model.dtype, model.device)
@@ -44,9 +50,9 @@ class AdapterObjective:
             for tokens, rows in zip(batch, hidden.clone().split(packed.lengths), strict=True):
                 self._prefix[tokens] = rows
 
-    def hidden(self, examples: Sequence[Example], params: Params) -> tuple[Tensor, Packed]:
-        """Final hidden states [T, width] of the packed examples."""
-        trainable = inject_trainable(params, self.sites, self.scale, self.model.dtype)
+    def hidden(self, examples: Sequence[Example], params: Params, drop: bool = False) -> tuple[Tensor, Packed]:
+        """Final hidden states [T, width] of the packed examples; with dropout when ``drop``."""
+        trainable = inject_trainable(params, self.sites, self.scale, self.model.dtype, self._drop if drop else None)
         injection = trainable
         if self._frozen_injection is not None:
             injection = type(trainable)([*self._frozen_injection.parts, *trainable.parts], self.model.dtype)
@@ -67,9 +73,13 @@ class AdapterObjective:
         return targets(packed, [example.supervised for example in examples])[1]
 
     def loss(self, examples: Sequence[Example], params: Params) -> Tensor:
-        hidden, packed = self.hidden(examples, params)
+        hidden, packed = self.hidden(examples, params, drop=self.dropout > 0 and torch.is_grad_enabled())
         positions, labels = targets(packed, [example.supervised for example in examples])
         return self.model.token_loss(hidden[positions], *soft_targets(examples, labels))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        kept = torch.rand(x.shape, generator=self._random, device=x.device) >= self.dropout
+        return x * kept / (1.0 - self.dropout)
 
     @torch.no_grad()
     def base_logits(self, examples: Sequence[Example]) -> Tensor:
