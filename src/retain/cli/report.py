@@ -19,8 +19,8 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="W
 
 
 @command(
-    ("retain report runs/digits", "write runs/digits/report.html"),
-    ("retain report runs/digits --out digits/index.html", "write it elsewhere"),
+    ("retain report runs/digits", "runs/digits/report.html"),
+    ("retain report runs/digits --out page.html", "write it elsewhere"),
     ("retain report runs/digits --json", "the metrics for programs"),
 )
 def report(here: Session, run: RunDirectory, out: Out = None) -> None:

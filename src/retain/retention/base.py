@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -89,5 +90,5 @@ class Retention:
 
 def total(terms: Iterable[Tensor | None]) -> Tensor | None:
     """Sum of the terms that are there."""
-    present = [term for term in terms if term is not None]
-    return torch.stack([term.float() for term in present]).sum() if present else None
+    present = [term.float() for term in terms if term is not None]
+    return functools.reduce(torch.add, present) if present else None

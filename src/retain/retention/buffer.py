@@ -55,6 +55,7 @@ class ReplayBuffer:
         self._random = np.random.default_rng(seed)
         self._slots: dict[Key, int] = {}
         self._hidden: set[int] = set()
+        self._visible: list[int] | None = None  # the places that are not hidden; None when something changed
         self._scores = np.zeros(capacity)  # without recency
         self._unlike = np.zeros(capacity, dtype=bool)
         self._ranks = np.zeros(capacity)  # A-Res: log(u) / score, the lowest leaves
@@ -92,6 +93,11 @@ class ReplayBuffer:
         """Up to ``count`` different stored examples, none of them hidden."""
         if count <= 0:
             return []
+        if not self._weighted:  # all alike: no tree is needed
+            if self._visible is None:
+                self._visible = [slot for slot in range(len(self.items)) if slot not in self._hidden]
+            places = self._random.choice(len(self._visible), min(count, len(self._visible)), replace=False, shuffle=False)
+            return [self.items[self._visible[place]] for place in places.tolist()]
         return [self.items[slot] for slot in self._tree.sample(count, self._random).tolist()]
 
     def hide(self, examples: Iterable[Example], task: str | None = None) -> None:
@@ -213,6 +219,7 @@ class ReplayBuffer:
         self._weigh(range(len(items)))
 
     def _weigh(self, slots: Iterable[int]) -> None:
+        self._visible = None
         index = np.array([slot for slot in slots if slot < len(self.items)], dtype=np.int64)
         if index.size:
             weights = self.scores() if self._weighted else np.ones(len(self.items))

@@ -42,7 +42,8 @@ class DarkReplay(Retention):
     ) -> None:  # fmt: skip
         self.alpha, self.beta, self.k, self.distance = alpha, beta, k, distance
         self.buffer = ReplayBuffer(capacity, strategy, seed)
-        self._stored: dict[Key, Stored] = {}
+        self._stored: Stored = (torch.zeros(0, k, dtype=torch.float16), torch.zeros(0, k, dtype=torch.int32), torch.zeros(0))
+        self._places: dict[Key, range] = {}  # where each example's are
 
     def before_task(self, task: Task, params: Params) -> None:
         self.buffer.hide(task.examples, task.id)
@@ -52,7 +53,7 @@ class DarkReplay(Retention):
         if not memory:
             return None
         logits, _ = batch.objective.logits(memory, params)
-        term = self.alpha * self._distance(logits, [self._stored[key_of(example)] for example in memory])
+        term = self.alpha * self._distance(logits, memory)
         if self.beta:
             term = term + self.beta * F.cross_entropy(logits, labels_of(memory, logits.device))
         return term
@@ -60,44 +61,74 @@ class DarkReplay(Retention):
     def after_task(self, task: Task, params: Params) -> None:
         self.buffer.add(task.examples, task.id)
         self.buffer.hide(())
-        kept = {key_of(example) for example in self.buffer.items}
-        self._stored = {key: stored for key, stored in self._stored.items() if key in kept}
-        self._store([example for example in self.buffer.items if key_of(example) not in self._stored], task.objective, params)
+        self._keep()
+        self._store([example for example in self.buffer.items if key_of(example) not in self._places], task.objective, params)
 
     def remembered(self) -> list[Example]:
         return list(self.buffer.items)
 
     def refresh(self, objective: Objective, examples: Sequence[Example], params: Params) -> None:
         """Take the logits of everything stored anew from the model as it is."""
+        self._places = {}
+        self._keep()
         self._store(self.buffer.items, objective, params)
 
     def remove(self, document: str) -> int:
         """Forget a document: take its examples and their logits out; returns how many there were."""
         removed = self.buffer.remove(document)
-        kept = {key_of(example) for example in self.buffer.items}
-        self._stored = {key: stored for key, stored in self._stored.items() if key in kept}
+        self._keep()
         return removed
 
     @property
     def bytes(self) -> int:
         """Memory that the stored logits take."""
-        return sum(part.nbytes for stored in self._stored.values() for part in stored)
+        return sum(part.nbytes for part in self._stored)
+
+    def _keep(self) -> None:
+        """Drop the logits of examples that the buffer does not hold any more."""
+        kept = [example for example in self.buffer.items if key_of(example) in self._places]
+        rows = torch.tensor(self._rows(kept), dtype=torch.int64)
+        self._stored = tuple(column[rows.to(column.device)] for column in self._stored)  # type: ignore[assignment]
+        self._place(kept)
+
+    def _place(self, examples: list[Example]) -> None:
+        """The stored logits are those of these examples, in this order."""
+        first, self._places = 0, {}
+        for example in examples:
+            size = example.n_supervised()
+            self._places[key_of(example)] = range(first, first + size)
+            first += size
+
+    def stored(self, example: Example) -> Stored:
+        """What is kept of one example: log-probabilities and ids of its k likeliest tokens [n, k], and the logs of the sums [n]."""
+        rows = list(self._places[key_of(example)])
+        logs, tokens, sums = self._stored
+        return logs[rows], tokens[rows], sums[rows]
+
+    def _rows(self, examples: list[Example]) -> list[int]:
+        return [row for example in examples for row in self._places[key_of(example)]]
 
     @torch.no_grad()
     def _store(self, examples: list[Example], objective: Objective, params: Params) -> None:
+        there = [example for example in self.buffer.items if key_of(example) in self._places]
+        columns: list[list[Tensor]] = [[column] for column in self._stored]
         for numbers in by_tokens(examples, 2048):
             chosen = [examples[number] for number in numbers]
             logits, _ = objective.logits(chosen, params)
             top = logits.topk(min(self.k, logits.shape[1]), -1)
             sums = logits.logsumexp(-1)
-            columns = ((top.values - sums[:, None]).to(torch.float16), top.indices.to(torch.int32), sums)
-            counts = [sum(example.supervised) for example in chosen]
-            # clones: a piece of a split keeps the storage of the whole batch alive
-            for example, *parts in zip(chosen, *(column.cpu().split(counts) for column in columns), strict=True):
-                self._stored[key_of(example)] = (parts[0].clone(), parts[1].clone(), parts[2].clone())
+            if not there:  # a vocabulary may be smaller than k
+                columns = [[part[:, : top.values.shape[1]] if part.ndim == 2 else part for part in column] for column in columns]
+            fresh = ((top.values - sums[:, None]).to(torch.float16), top.indices.to(torch.int32), sums.float())
+            for column, part in zip(columns, fresh, strict=True):
+                column.append(part.cpu())
+            there += chosen
+        self._stored = tuple(torch.cat(column) for column in columns)  # type: ignore[assignment]
+        self._place(there)
 
-    def _distance(self, logits: Tensor, stored: list[Stored]) -> Tensor:
-        logs, tokens, sums = (torch.cat(list(column)).to(logits.device) for column in zip(*stored, strict=True))
+    def _distance(self, logits: Tensor, memory: list[Example]) -> Tensor:
+        rows = torch.tensor(self._rows(memory))
+        logs, tokens, sums = (column[rows].to(logits.device) for column in self._stored)
         here = logits.gather(1, tokens.long())
         if self.distance == "mse":
             return F.mse_loss(here, logs.float() + sums[:, None])
@@ -108,23 +139,17 @@ class DarkReplay(Retention):
         return (inside + rest_then * (rest_then.log() - rest_now.log())).mean()
 
     def state_dict(self) -> dict[str, Any]:
-        state = self.buffer.state_dict()
-        stored = [self._stored[key_of(example)] for example in self.buffer.items]
+        rows = torch.tensor(self._rows(self.buffer.items), dtype=torch.int64)
         names = ("stored/logs", "stored/tokens", "stored/sums")
-        columns = [torch.cat(list(column)) for column in zip(*stored, strict=True)] if stored else [torch.zeros(0)] * 3
-        return state | {name: column.clone() for name, column in zip(names, columns, strict=True)}
+        return self.buffer.state_dict() | {name: column[rows] for name, column in zip(names, self._stored, strict=True)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.buffer.load_state_dict(state)
-        counts = [sum(example.supervised) for example in self.buffer.items]
-        columns = [state[name] for name in ("stored/logs", "stored/tokens", "stored/sums")]
-        if len(columns[0]) != sum(counts):
-            raise RetentionError(f"{len(columns[0])} stored logits for {sum(counts)} positions: the saved state is damaged")
-        parts = [column.split(counts) for column in columns] if counts else [(), (), ()]
-        self._stored = {
-            key_of(example): (logs.clone(), tokens.clone(), sums.clone())
-            for example, logs, tokens, sums in zip(self.buffer.items, *parts, strict=True)
-        }
+        count = sum(example.n_supervised() for example in self.buffer.items)
+        self._stored = (state["stored/logs"], state["stored/tokens"], state["stored/sums"])
+        if len(self._stored[0]) != count:
+            raise RetentionError(f"{len(self._stored[0])} stored logits for {count} positions: the saved state is damaged")
+        self._place(list(self.buffer.items))
 
 
 def _rest(logs: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -123,13 +123,16 @@ def train(
     budget, cost = settings.batch_examples or settings.batch_tokens, (lambda example: 1) if counted else len
     epochs = [plan(task.examples, budget, generator, cost) for _ in range(settings.epochs)]
     batches = [batch for epoch in epochs for batch in epoch]
-    report, started = TrainingReport(steps=len(batches)), time.perf_counter()
+    supervised = settings.epochs * sum(example.n_supervised() for example in task.examples)
+    report, started = TrainingReport(steps=len(batches), supervised=supervised), time.perf_counter()
+    adjusting = [method for method in retention if type(method).adjust_update is not Retention.adjust_update]
 
     for step, new in enumerate(batches):
         replayed = [example for method in retention for example in method.replay(len(new))]
         rate = rate_at(step, len(batches), settings)
         batch = Batch(new, replayed, step, task.objective, rate)
-        optimizer.zero_grad(set_to_none=True)
+        for tensor in ordered:
+            tensor.grad = None
         (last, share), *others = reversed(pieces(new, settings.accumulation)) if settings.accumulation > 1 else [(new, 1.0)]
         done = 0.0
         for piece, part in others:
@@ -152,16 +155,15 @@ def train(
                 method.adjust_gradients(params, gradients)
             if math.isfinite(settings.clip):
                 torch.nn.utils.clip_grad_norm_(ordered, settings.clip)
-            previous = {name: tensor.clone() for name, tensor in params.items()} if retention else {}
+            previous = {name: tensor.clone() for name, tensor in params.items()} if adjusting else {}
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
-            for method in retention:
+            for method in adjusting:
                 method.adjust_update(params, previous)
         report.losses.append(task_value)
         report.penalties.append(value - task_value)
-        report.tokens += sum(len(example.tokens) for example in (*new, *replayed))
-        report.supervised += sum(example.n_supervised() for example in new)
+        report.tokens += sum(map(len, new)) + sum(map(len, replayed))
         report.seconds = time.perf_counter() - started
         if on_step:
             on_step(Progress(step + 1, len(batches), report.losses[-1], report.tokens, report.seconds))
@@ -174,8 +176,22 @@ def train(
     return report
 
 
-def _optimizer(params: list[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer:
+class _PlainDescent:
+    """p <- p - lr * gradient. On small networks torch.optim.SGD spends more on its bookkeeping than the whole forward pass takes."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"params": params, "lr": 0.0}]
+
+    def step(self) -> None:
+        group = self.param_groups[0]
+        moved = [tensor for tensor in group["params"] if tensor.grad is not None]
+        torch._foreach_add_(moved, [tensor.grad for tensor in moved], alpha=-group["lr"])
+
+
+def _optimizer(params: list[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer | _PlainDescent:
     rate, decay, fused = settings.learning_rate, settings.weight_decay, params[0].device.type in ("cpu", "cuda")
+    if settings.optimizer == "sgd" and not settings.momentum and not decay:
+        return _PlainDescent(params)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(params, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=fused)
     return torch.optim.AdamW(params, lr=rate, weight_decay=decay, fused=fused)

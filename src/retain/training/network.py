@@ -60,8 +60,8 @@ class NetworkObjective:
 
     def loss(self, examples: Sequence[Example], params: Params) -> Tensor:
         """Mean cross-entropy in nats."""
-        table = torch.tensor([example.tokens for example in examples])
-        return F.cross_entropy(self.forward(params, self.features[table[:, 0]]), table[:, 1])
+        rows, labels = zip(*[example.tokens for example in examples], strict=True)
+        return F.cross_entropy(self.forward(params, self.features[torch.tensor(rows)]), torch.tensor(labels))
 
     @torch.no_grad()
     def base_logits(self, examples: Sequence[Example]) -> Tensor:

@@ -29,7 +29,7 @@ class AdapterObjective:
     def __init__(self, model: LanguageModel, sites: Sequence[str], scale: float, frozen: Sequence[tuple[Adapter, float]] = (), *,
                  cache_prefix: bool = True, dropout: float = 0.0, seed: int = 0) -> None:  # fmt: skip
         if not 0.0 <= dropout < 1.0 or (dropout and frozen):
-            raise ValueError(f"dropout {dropout} must be at least 0 and below 1, and cannot go with frozen adapters, whose inputs it would change")
+            raise ValueError(f"dropout {dropout} must be at least 0 and below 1, and without frozen adapters, whose inputs it would change")
         self.dropout, self._random = dropout, torch.Generator(model.device).manual_seed(seed)
         self.model, self.sites, self.scale = model, tuple(sites), scale
         self.frozen = tuple(frozen)
