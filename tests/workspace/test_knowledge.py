@@ -122,3 +122,14 @@ def test_questions_about_the_same_passages_share_a_pass(lm: ContinualLM) -> None
         for question, decision, context in zip(questions, decisions, contexts, strict=True)
     ]
     assert together == alone
+
+
+def test_going_back_to_an_adapter_compiles_nothing(lm: ContinualLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    decisions = [lm.knowledge.decide(question, lm.state) for question in _questions()]
+    first = [lm.knowledge.injection(decision, lm.state) for decision in decisions[:2]]
+    assert [lm.knowledge.injection(decision, lm.state) for decision in decisions[:2]] == first and first[0] is not first[1]
+    assert lm.knowledge.injection(decisions[0].beside_passages(0.5), lm.state) is not first[0]
+    monkeypatch.setattr(module, "COMPILED", 1)
+    again = lm.knowledge.injection(decisions[2], lm.state)
+    assert lm.knowledge._compiled[-1][1] is again and len(lm.knowledge._compiled) == 1
+    assert lm.knowledge.injection(decisions[0], lm.state) is not first[0]

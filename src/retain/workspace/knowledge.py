@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 ROWS = 48  # questions answered at a time
 TOGETHER = 8  # different adapters in one batch
 KEPT = 32  # adapters in memory; the one used longest ago goes first
+COMPILED = 4  # injections that stay compiled
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Knowledge:
         self.model, self.ledger, self.store, self.config = model, ledger, store, config
         self.surprise = Surprise(model.tokenizer)
         self._adapters: dict[str, Adapter] = {}  # the one used last is the last
+        self._compiled: list[tuple[list[tuple[Adapter, float]], LoraInjection | None]] = []  # likewise
         self._sound: set[str] = set()  # digests that were read and checked; routing to them needs no second look
 
     def adapter(self, digest: str) -> Adapter:
@@ -123,8 +125,15 @@ class Knowledge:
     def injection(self, decision: Decision, state: State) -> LoraInjection | None:
         """The decided adapters with the study skill under them; None for the base."""
         skill = self.skill(state) if decision.documents else None  # an imported adapter was not trained on the skill
-        active = [(self.adapter(item.digest), item.weight) for item in decision.adapters]
-        return inject([*([(skill, 1.0)] if skill else []), *active], self.model.dtype, self.model.device)
+        active = [*([(skill, 1.0)] if skill else []), *((self.adapter(item.digest), item.weight) for item in decision.adapters)]
+        # what was compiled stays with the adapters used last: going back to them costs no more than a look
+        for place, (compiled, injection) in enumerate(self._compiled):
+            if len(compiled) == len(active) and all(a is b and v == w for (a, v), (b, w) in zip(compiled, active, strict=True)):
+                self._compiled.append(self._compiled.pop(place))
+                return injection
+        injection = inject(active, self.model.dtype, self.model.device)
+        self._compiled = [*self._compiled, (active, injection)][-COMPILED:]
+        return injection
 
     def answers(
         self, questions: Sequence[str], decisions: Sequence[Decision], state: State, contexts: Sequence[str | None] | None = None
