@@ -43,7 +43,8 @@ from retain.lm.embedded import embedded_model_dir
 from retain.lm.generation import Sampling, generate
 from retain.lm.loading import load_model, quiet
 from retain.retention.base import Params, Task
-from retain.training.loop import TrainingSettings, plan, rate_at, train
+from retain.training.batches import plan
+from retain.training.loop import TrainingSettings, rate_at, train
 from retain.training.objective import AdapterObjective
 
 RANK, ALPHA = 16, 32.0

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.retention.tiny import CONFIG, learn, loss_on, noisy, objective_of, ragged, table, tiny_model, tiny_params
+from torch import Tensor
 
-from retain.retention import Batch, DarkReplay, Task
+from retain.retention import Batch, DarkReplay, Objective, Params, Task
 from retain.retention.derpp import Distance
 from retain.retention.positions import labels_of
 
@@ -43,6 +44,13 @@ def test_what_is_stored_are_the_logits_at_the_end_of_the_task() -> None:
     assert method.bytes == sum(sum(example.supervised) * (16 * (2 + 4) + 4) for example in [*examples, *table(1)])
 
 
+def term_of(method: DarkReplay, objective: Objective, params: Params) -> Tensor | None:
+    """The method's term in a step on table 1, as the loop asks for it."""
+    memory = method.consult(len(table(1)))
+    logits = objective.logits(memory, params)[0] if memory else None
+    return method.loss(Batch(table(1), [], 0, objective, 1e-3, memory, logits), params)
+
+
 @pytest.mark.parametrize("distance", ["kl", "mse"])
 def test_the_distance_is_zero_where_nothing_moved_and_grows(distance: Distance) -> None:
     model = tiny_model()
@@ -50,12 +58,11 @@ def test_the_distance_is_zero_where_nothing_moved_and_grows(distance: Distance) 
     objective = objective_of(model, params)
     method = DarkReplay(alpha=1.0, beta=0.0, distance=distance)
     method.after_task(Task("t0", table(0), objective), params)
-    batch = Batch(table(1), [], 0, objective, 1e-3)
     values = []
     for size in (0.0, 0.01, 0.1):
         generator = torch.Generator().manual_seed(1)
         moved = {name: tensor + size * torch.randn(tensor.shape, generator=generator) for name, tensor in params.items()}
-        term = method.loss(batch, moved)
+        term = term_of(method, objective, moved)
         assert term is not None
         values.append(float(term))
     assert abs(values[0]) < 1e-4 and values[0] < values[1] < values[2]
@@ -73,7 +80,7 @@ def test_with_all_tokens_stored_it_is_the_full_divergence() -> None:
     for k in (CONFIG.vocabulary, 16, 4):
         method = DarkReplay(alpha=1.0, beta=0.0, k=k)
         method.after_task(Task("t0", table(0), objective), params)
-        term = method.loss(Batch(table(1), [], 0, objective, 1e-3), moved)
+        term = term_of(method, objective, moved)
         assert term is not None
         found.append(float(term))
     assert found[0] == pytest.approx(full, rel=1e-2)
@@ -86,7 +93,7 @@ def test_labels_count_with_beta() -> None:
     objective = objective_of(model, params)
     method = DarkReplay(alpha=0.0, beta=0.25)
     method.after_task(Task("t0", table(0), objective), params)
-    term = method.loss(Batch(table(1), [], 0, objective, 1e-3), params)
+    term = term_of(method, objective, params)
     expected = F.cross_entropy(objective.logits(table(0), params)[0], labels_of(table(0)))
     assert term is not None and float(term) == pytest.approx(0.25 * float(expected), rel=1e-5)
 

@@ -16,7 +16,8 @@ from retain.data.examples import Example, prompt_tokens, question_example
 from retain.lm.decoder import DecoderLM
 from retain.lm.generation import Sampling, generate
 from retain.retention.base import Batch, Params, Retention, Task
-from retain.training.loop import Progress, TrainingError, TrainingReport, TrainingSettings, plan, rate_at, train
+from retain.training.batches import plan
+from retain.training.loop import Progress, TrainingError, TrainingReport, TrainingSettings, rate_at, train
 from retain.training.objective import AdapterObjective
 
 RANK, SCALE = 8, 2.0

@@ -97,3 +97,13 @@ def test_any_module_learns_through_its_parameters() -> None:
     report = train(Task("t", stream.tasks[0].examples, NetworkObjective(forward, stream.features)), params, SETTINGS, [EWC()])
     assert report.losses[-1] < 0.3 * report.losses[0]
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items()), "the module was written to"
+
+
+def test_one_pass_for_everybody_is_the_same_as_one_for_each() -> None:
+    stream = load_table_stream("split-digits", 0)
+    params, objective = perceptron((64, 16, 10), 1), NetworkObjective(perceptron_forward, stream.features)
+    new, replayed, asked = (list(task.examples[:7]) for task in stream.tasks[:3])
+    (first, second), (none, logits) = objective.losses(new, replayed, [[], asked], params)
+    assert none is None and second is not None and logits is not None
+    assert torch.allclose(first, objective.loss(new, params)) and torch.allclose(second, objective.loss(replayed, params))
+    assert torch.allclose(logits, objective.logits(asked, params)[0], atol=1e-6)

@@ -39,25 +39,34 @@ class Task:
 
 @dataclass
 class Batch:
-    """What one step trains on: ``new`` examples, ``replayed`` ones (may be empty), the ``step`` number, its ``learning_rate``."""
+    """What one step trains on: ``new`` examples, ``replayed`` ones (may be empty), the ``step`` number, its ``learning_rate``; and the
+    examples that a method asked to consult, with their ``logits`` (see :meth:`Retention.consult`)."""
 
     new: Sequence[Example]
     replayed: Sequence[Example]
     step: int
     objective: Objective
     learning_rate: float
+    consulted: Sequence[Example] = ()
+    logits: Tensor | None = None
 
 
 class Retention:
     """Base of all methods; every hook does nothing. ``name`` is how configuration refers to it."""
 
     name: str = ""
+    looks_back = True  # whether adjust_update reads the values from before the step, which costs a copy of them in each
 
     def before_task(self, task: Task, params: Params) -> None:
         """Called once before the first step; ``params`` are the parameters as they are before learning."""
 
     def replay(self, n: int) -> list[Example]:
         """Up to ``n`` stored examples to be trained beside ``n`` new ones."""
+        return []
+
+    def consult(self, n: int) -> list[Example]:
+        """Stored examples whose logits :meth:`loss` needs in this step, beside ``n`` new ones. They come in the batch, with gradient, and
+        cost no pass of their own where the objective can make all logits at once."""
         return []
 
     def loss(self, batch: Batch, params: Params) -> Tensor | None:

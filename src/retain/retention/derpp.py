@@ -48,14 +48,15 @@ class DarkReplay(Retention):
     def before_task(self, task: Task, params: Params) -> None:
         self.buffer.hide(task.examples, task.id)
 
+    def consult(self, n: int) -> list[Example]:
+        return self.buffer.sample(n)
+
     def loss(self, batch: Batch, params: Params) -> Tensor | None:
-        memory = self.buffer.sample(len(batch.new))
-        if not memory:
+        if batch.logits is None:
             return None
-        logits, _ = batch.objective.logits(memory, params)
-        term = self.alpha * self._distance(logits, memory)
+        term = self.alpha * self._distance(batch.logits, list(batch.consulted))
         if self.beta:
-            term = term + self.beta * F.cross_entropy(logits, labels_of(memory, logits.device))
+            term = term + self.beta * F.cross_entropy(batch.logits, labels_of(batch.consulted, batch.logits.device))
         return term
 
     def after_task(self, task: Task, params: Params) -> None:
@@ -116,6 +117,8 @@ class DarkReplay(Retention):
             chosen = [examples[number] for number in numbers]
             logits, _ = objective.logits(chosen, params)
             top = logits.topk(min(self.k, logits.shape[1]), -1)
+            if self.k >= logits.shape[1]:  # all of them, in their order
+                top = torch.return_types.topk((logits, torch.arange(logits.shape[1], device=logits.device).expand_as(logits)))
             sums = logits.logsumexp(-1)
             if not there:  # a vocabulary may be smaller than k
                 columns = [[part[:, : top.values.shape[1]] if part.ndim == 2 else part for part in column] for column in columns]
@@ -129,7 +132,7 @@ class DarkReplay(Retention):
     def _distance(self, logits: Tensor, memory: list[Example]) -> Tensor:
         rows = torch.tensor(self._rows(memory))
         logs, tokens, sums = (column[rows].to(logits.device) for column in self._stored)
-        here = logits.gather(1, tokens.long())
+        here = logits if tokens.shape == logits.shape else logits.gather(1, tokens.long())
         if self.distance == "mse":
             return F.mse_loss(here, logs.float() + sums[:, None])
         then = logs.float()

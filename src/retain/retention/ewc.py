@@ -34,6 +34,8 @@ class QuadraticPull(Retention):
     the explicit loss term; it diverges once lr * strength * F exceeds about 2.
     """
 
+    looks_back = False
+
     def __init__(self, strength: float, gamma: float = 1.0, form: Form = "anchors", apply: Apply = "proximal") -> None:
         self.strength, self.gamma, self.form, self.apply = strength, gamma, form, apply
         self.weights: Params = {}  # F
@@ -41,12 +43,14 @@ class QuadraticPull(Retention):
         self.constant = 0.0  # C, without the strength
         self.tasks = 0
         self._rate = 0.0
+        self._shares: tuple[float, list[Tensor]] | None = None  # the step toward the anchors at the latest rate
 
     def measure(self, objective: Objective, examples: Sequence[Example], params: Params) -> Params:
         """F of the task that has just ended."""
         raise NotImplementedError
 
     def before_task(self, task: Task, params: Params) -> None:
+        self._shares = None
         for name, tensor in self._known(params):  # a loaded state is on the CPU
             self.weights[name], self.anchors[name] = self.weights[name].to(tensor.device), self.anchors[name].to(tensor.device)
 
@@ -64,9 +68,12 @@ class QuadraticPull(Retention):
         if self.apply != "proximal":
             return
         factor = min(self._rate * self.strength, 1e30)  # both bounds: float32 has no larger numbers, and 0 * infinity is none
-        for name, tensor in self._known(params):
-            pull = (factor * self.weights[name]).clamp_(max=1e30)
-            tensor.lerp_(self.anchors[name], pull / (1.0 + pull))
+        known = self._known(params)
+        if self._shares is None or self._shares[0] != factor:
+            pulls = [(factor * self.weights[name]).clamp_(max=1e30) for name, _ in known]
+            self._shares = factor, [pull.div_(1.0 + pull) for pull in pulls]
+        if known:
+            torch._foreach_lerp_([tensor for _, tensor in known], [self.anchors[name] for name, _ in known], self._shares[1])
 
     def after_task(self, task: Task, params: Params) -> None:
         self.add(self.measure(task.objective, task.examples, params), params)

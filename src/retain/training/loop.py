@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from retain.data.examples import Example
 from retain.retention.base import Batch, Params, Retention, Task, total
+from retain.training.batches import losses_and_logits, pieces, plan
 
 
 class TrainingError(RuntimeError):
@@ -68,28 +68,6 @@ class TrainingReport:
     change: float = 0.0
 
 
-def plan(examples: Sequence[Example], budget: int, generator: torch.Generator, cost: Callable[[Example], int] = len) -> list[list[Example]]:
-    """One epoch: shuffled, cut into batches of about ``budget`` tokens (by ``cost``), each ordered by length."""
-    batches: list[list[Example]] = []
-    used = budget
-    for number in torch.randperm(len(examples), generator=generator).tolist():
-        size = cost(examples[number])
-        if used + size > budget and used:
-            batches.append([])
-            used = 0
-        batches[-1].append(examples[number])
-        used += size
-    return [sorted(batch, key=len) for batch in batches]
-
-
-def pieces(batch: Sequence[Example], count: int) -> list[tuple[Sequence[Example], float]]:
-    """A batch in at most ``count`` pieces, with each piece's share of the supervised tokens, so that their losses add up to the batch's."""
-    size = math.ceil(len(batch) / count)
-    parts = [batch[first : first + size] for first in range(0, len(batch), size)]
-    supervised = [sum(example.n_supervised() for example in part) for part in parts]
-    return [(part, number / sum(supervised)) for part, number in zip(parts, supervised, strict=True)]
-
-
 def rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
     """Linear warm-up, then cosine."""
     warm = max(1, round(settings.warmup * steps))
@@ -126,6 +104,7 @@ def train(
     supervised = settings.epochs * sum(example.n_supervised() for example in task.examples)
     report, started = TrainingReport(steps=len(batches), supervised=supervised), time.perf_counter()
     adjusting = [method for method in retention if type(method).adjust_update is not Retention.adjust_update]
+    looking_back = any(method.looks_back for method in adjusting)
 
     for step, new in enumerate(batches):
         replayed = [example for method in retention for example in method.replay(len(new))]
@@ -139,11 +118,13 @@ def train(
             piece_loss = part * task.objective.loss(piece, params)
             piece_loss.backward()
             done += float(piece_loss.detach())
-        task_loss = task.objective.loss(last, params)
-        terms: list[Tensor | None] = [task_loss if share == 1.0 else share * task_loss]
-        if replayed:
-            terms.append(task.objective.loss(replayed, params))
-        terms += [method.loss(batch, params) for method in retention]
+        consulted = [method.consult(len(new)) for method in retention]
+        (task_loss, replay_loss), logits = losses_and_logits(task.objective, last, replayed, consulted, params)
+        terms: list[Tensor | None] = [task_loss if share == 1.0 else share * task_loss, replay_loss]
+        terms += [
+            method.loss(replace(batch, consulted=ask, logits=found), params)
+            for method, ask, found in zip(retention, consulted, logits, strict=True)
+        ]
         loss = total(terms)
         assert loss is not None
         task_value, value = done + share * float(task_loss.detach()), done + float(loss.detach())
@@ -155,7 +136,7 @@ def train(
                 method.adjust_gradients(params, gradients)
             if math.isfinite(settings.clip):
                 torch.nn.utils.clip_grad_norm_(ordered, settings.clip)
-            previous = {name: tensor.clone() for name, tensor in params.items()} if adjusting else {}
+            previous = {name: tensor.clone() for name, tensor in params.items()} if looking_back else {}
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()

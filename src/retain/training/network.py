@@ -63,6 +63,16 @@ class NetworkObjective:
         rows, labels = zip(*[example.tokens for example in examples], strict=True)
         return F.cross_entropy(self.forward(params, self.features[torch.tensor(rows)]), torch.tensor(labels))
 
+    def losses(
+        self, new: Sequence[Example], replayed: Sequence[Example], consulted: Sequence[Sequence[Example]], params: Params
+    ) -> tuple[tuple[Tensor, Tensor | None], list[Tensor | None]]:
+        """What :func:`retain.training.batches.losses_and_logits` gives, from one pass."""
+        rows, labels = zip(*[example.tokens for part in (new, replayed, *consulted) for example in part], strict=True)
+        parts = self.forward(params, self.features[torch.tensor(rows)]).split([len(new), len(replayed), *map(len, consulted)])
+        first = F.cross_entropy(parts[0], torch.tensor(labels[: len(new)]))
+        second = F.cross_entropy(parts[1], torch.tensor(labels[len(new) : len(new) + len(replayed)])) if replayed else None
+        return (first, second), [part if len(part) else None for part in parts[2:]]
+
     @torch.no_grad()
     def base_logits(self, examples: Sequence[Example]) -> Tensor:
         """Logits of the network as it was before any training."""
