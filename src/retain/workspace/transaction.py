@@ -19,7 +19,7 @@ from retain.evaluation.control import load_control
 from retain.evaluation.probes import Probe, mean_kl, perplexity
 from retain.learners.lora import Candidate, sites_of, train_adapter
 from retain.learners.study import StudySet, build_study, kinds, study_examples
-from retain.lm.devices import machine_facts
+from retain.lm.devices import give_memory_back, machine_facts
 from retain.lm.generation import Sampling, generate
 from retain.retention.registry import Resources, build
 from retain.training.loop import Progress, TrainingError
@@ -105,6 +105,7 @@ def learn_document(
     pieces = document_chunks(model, document)
     text = "\n".join([document.title, *(f"{piece.heading}\n{piece.text}" for piece in pieces)])
     before = knowledge.recalls(probes, [Decision()] * len(probes), state)
+    give_memory_back()
 
     refusal, certificate, outcome = "", {}, None
     attempts = attempts_of(knowledge, document, state, config)
@@ -121,6 +122,7 @@ def learn_document(
             refusal = str(error)
             certificate = certify(knowledge, [{"id": document.id}], config, started, None, {}, {}, refusal, number)
             continue
+        give_memory_back()
         adapter = candidate.adapter.scaled(attempt.scale) if attempt.scale != 1.0 else candidate.adapter
         after = with_candidate(
             knowledge, rest, replace(place, documents=(*place.documents, document.id)), replace(candidate, adapter=adapter)
@@ -134,6 +136,7 @@ def learn_document(
         refusal = refusal_of(config, kept) or _not_learned(config, learned)
         certificate = certify(knowledge, [{"id": document.id}], config, started, candidate, learned, kept, refusal, number)
         outcome = Outcome(after, pieces, probes, tuple(scores), study, certificate, refusal)
+        give_memory_back()
         if not refusal:
             return outcome
         tell(Event("note", f"attempt {number} of {len(attempts)}: {refusal}"))
