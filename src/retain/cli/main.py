@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retain import __version__
-from retain.cli import adapters, asking, bench, checkpoints, configuration, doctor, history, learning, model, report
+from retain.cli import adapters, asking, bench, checkpoints, configuration, doctor, experiment, history, learning, model, report
 from retain.cli.command import Debug, Json, Workspace, add, command, examples_text, execute, flag
 
 if TYPE_CHECKING:
@@ -78,6 +78,11 @@ _GROUPS: tuple[tuple[str, str, Commands], ...] = (
         "bench",
         "What a model knows: questions, multiple choice, perplexity.",
         (("qa", bench.qa), ("mc", bench.mc), ("perplexity", bench.perplexity)),
+    ),
+    (
+        "experiment",
+        "What a way of learning forgets: sequences of tasks, curvature.",
+        (("sequence", experiment.sequence), ("forgetting", experiment.forgetting), ("curvature", experiment.curvature)),
     ),
     ("model", "The base model, which is never written to.", (("pull", model.pull), ("info", model.info), ("list", model.list_models))),
     (

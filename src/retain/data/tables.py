@@ -101,5 +101,5 @@ def table_streams() -> tuple[str, ...]:
 def load_table_stream(name: str, seed: int) -> TableStream:
     """The stream of that name; the seed decides on the split, and on the orders of pixels or digits. Raises DataError."""
     if name not in _STREAMS:
-        raise DataError(f"there is no task sequence {name!r}{did_you_mean(name, list(_STREAMS))}; there are {', '.join(_STREAMS)}")
+        raise DataError(f"there is no task sequence {name!r}: {did_you_mean(name, _STREAMS) or 'there are ' + ', '.join(_STREAMS)}")
     return _STREAMS[name](seed)

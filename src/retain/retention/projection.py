@@ -110,10 +110,11 @@ class OrthogonalGradient(Retention):
         self.tasks = 0
 
     def before_task(self, task: Task, params: Params) -> None:
-        shapes = {name: list(tensor.shape) for name, tensor in params.items()}
+        shapes = {name: list(params[name].shape) for name in sorted(params)}
         if len(self.basis) and shapes != self.shapes:
             raise RetentionError("ogd: the parameters are not those whose gradients are stored; it needs one adapter that goes on")
-        self.shapes = shapes
+        if not len(self.basis):  # the stored gradients are in this order, whatever order later dictionaries have
+            self.shapes = shapes
         self.basis = self.basis.to(next(iter(params.values())).device)
 
     def adjust_update(self, params: Params, previous: Params) -> None:
