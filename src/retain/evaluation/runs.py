@@ -247,12 +247,13 @@ class Run:
 
 def environment(seeds: Sequence[int] = ()) -> dict[str, Any]:
     """Facts that decide what a run computes: versions, machine, command line, seeds. Nothing that names the machine or its user."""
-    from retain import __version__
+    from importlib.metadata import version
+
     from retain.lm.devices import machine_facts
 
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     facts = machine_facts()
-    return {"retain": __version__, **facts, "seeds": [int(seed) for seed in seeds], "command": command_line(sys.argv), "started": now}
+    return {"retain": version("retain"), **facts, "seeds": [int(seed) for seed in seeds], "command": command_line(sys.argv), "started": now}
 
 
 def command_line(arguments: Sequence[str]) -> str:
