@@ -237,3 +237,22 @@ def test_a_report_elsewhere_brings_its_numbers_and_spares_other_runs(tmp_path: P
         write_report(tmp_path / "run", tmp_path / "other" / "report.html")
     with pytest.raises(RunError, match="this is not a run"):
         write_report(tmp_path / "out")
+
+
+def test_a_study_shows_each_space_by_itself(tmp_path: Path) -> None:
+    bound = [
+        {"label": f"run {number}", "space": space, "displacement": 1.0 + number, "measured": 0.1 * number}
+        for number in range(3)
+        for space in ("factors", "product")
+    ]
+    correlations = [
+        {"space": "factors", "predictor": "second_order", "target": "loss", "rho": 0.5, "low": -0.25, "high": 1.0, "n": 3},
+        {"space": "product", "predictor": "bound", "target": "loss", "rho": math.nan, "low": math.nan, "high": math.nan, "n": 2},
+    ]
+    results = {"kind": "forgetting", "tasks": ["a", "b"], "bound": bound, "study": {"correlations": correlations}}
+    with Run.create(tmp_path / "run", {"a": 1}) as run:
+        run.complete(results)
+    made = write_report(tmp_path / "run")
+    assert {"displacement-factors.png", "displacement-product.png"} <= {path.name for path in made.plots}
+    page = made.html.read_text(encoding="utf-8")
+    assert "second order" in page and "-0.25 to 1" in page.replace("−", "-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -141,17 +142,21 @@ def _curvature(results: Mapping[str, Any]) -> list[Drawing]:
 def _moves(results: Mapping[str, Any]) -> list[Drawing]:
     made = []
     bound = [part for part in results.get("bound") or () if part.get("displacement") is not None and part.get("measured") is not None]
-    if points := [(str(part.get("label", "move")), float(part["displacement"]), float(part["measured"])) for part in bound]:
-        several = len({part.get("space") for part in bound}) > 1
-        labelled = [
-            (f"{label} ({part.get('space')})" if several else label, x, y) for (label, x, y), part in zip(points, bound, strict=True)
+    spaces = list(dict.fromkeys(str(part.get("space") or "") for part in bound))
+    for space in spaces:  # lengths in one space say nothing about lengths in another
+        points = [
+            (str(part.get("label", "move")), float(part["displacement"]), float(part["measured"]))
+            for part in bound
+            if str(part.get("space") or "") == space
         ]
         rho = plots.rank_correlation([x for _, x, _ in points], [y for _, _, y in points])
         said = "" if math.isnan(rho) or len(points) < 3 else f" Spearman's rank correlation {rho:.2f}."
+        where = f" In the space of the {'products B A' if space == 'product' else space}." if space else ""
         made.append(Drawing(
-            "displacement", "How far the parameters moved, and how much the loss on what was known rose.",
+            f"displacement-{space}" if len(spaces) > 1 else "displacement",
+            f"How far the parameters moved, and how much the loss on what was known rose.{where}",
             f"Scatter plot of {len(points)} moves: displacement against rise of the loss.{said}",
-            lambda theme: plots.displacement_against_forgetting(labelled, "measured rise of the loss (nats)", theme),
+            functools.partial(plots.displacement_against_forgetting, points, "measured rise of the loss (nats)"),
         ))  # fmt: skip
     paths: dict[str, Any] = {}
     for part in results.get("bound") or ():

@@ -108,7 +108,8 @@ def tables(results: Mapping[str, Any], methods: Sequence[Method]) -> list[Table]
     """Every table that the results have something for."""
     score = str(results.get("score") or "accuracy")
     made = [main_table(methods, score), final_table(methods, results, score), cost_table(methods)]
-    return [table for table in [*made, curvature_table(results), bound_table(results)] if table is not None]
+    made += [curvature_table(results), bound_table(results), study_table(results)]
+    return [table for table in made if table is not None]
 
 
 def shown_measures(methods: Sequence[Method]) -> list[Measure]:
@@ -177,6 +178,22 @@ def curvature_table(results: Mapping[str, Any]) -> Table | None:
         ])  # fmt: skip
     head = ["checkpoint", "parameters", "largest λ", "smallest λ of those computed", "converged", "largest residual", "trace"]
     return Table("curvature", "Curvature of the loss by checkpoint; trace with its standard error", head, rows) if rows else None
+
+
+def study_table(results: Mapping[str, Any]) -> Table | None:
+    """How well each predictor foretells forgetting, over the runs of a study."""
+    found = (results.get("study") or {}).get("correlations") or ()
+    rows: list[list[Cell]] = []
+    for part in found:
+        known = part.get("rho") is not None and math.isfinite(part["rho"])
+        ends = [part.get("low"), part.get("high")]
+        between = f"{short(ends[0])} to {short(ends[1])}" if all(end is not None and math.isfinite(end) for end in ends) else DASH
+        rho = number(part["rho"]) if known else DASH
+        names = [str(part[key]).replace("_", " ") for key in ("predictor", "target", "space")]
+        rows.append([*names, rho, between, str(part["n"])])
+    head = ["predictor", "of", "space", "Spearman's ρ", "95 % interval", "runs"]
+    caption = "How well each quantity foretells forgetting: rank correlation over runs, bootstrap over runs"
+    return Table("study", caption, head, rows) if rows else None
 
 
 def bound_table(results: Mapping[str, Any]) -> Table | None:
