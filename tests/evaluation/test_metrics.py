@@ -116,3 +116,10 @@ def test_bootstrap_of_too_little_is_undefined() -> None:
     assert all(math.isnan(found.low) and math.isnan(found.high) for found in (nothing, one, holed))
     with pytest.raises(ValueError, match="level"):
         metrics.bootstrap([1.0, 2.0], 0, level=95)
+
+
+def test_the_values_of_avalanche_on_the_same_matrix() -> None:
+    """avalanche-lib 0.6.0's Forgetting, BWT and ForwardTransfer, averaged over tasks; its forgetting is minus backward transfer."""
+    values = np.random.default_rng(0).random((6, 5))
+    assert metrics.backward_transfer(values) == pytest.approx(0.2357800010092019, rel=1e-12)
+    assert metrics.forward_transfer(values) == pytest.approx(0.3096447354861303, rel=1e-12)
