@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,6 +80,8 @@ def make_sequence(config: SequenceConfig, seed: int, model: LanguageModel | None
         raise ValueError("tasks of language need a model")
     split = {"held_out": config.held_out, "limit": config.limit, "split": config.split}
     tasks = load_tasks(config.tasks, data=config.data, seed=seed, **split)
+    if config.measure == "learned":  # nothing needs to be held out when what was learned is asked
+        tasks = [replace(task, train=(*task.train, *task.test)) for task in tasks]
     sites = select_sites(model, config.layers, config.targets[0] if len(config.targets) == 1 else config.targets)
     return AdapterSequence(
         model, tasks, sites, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=seed, max_tokens=config.max_tokens,
