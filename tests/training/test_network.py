@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from retain.data.tables import TableStream, load_table_stream
 from retain.retention import EWC, DarkReplay, Replay, Retention, Task
 from retain.retention.fisher import fisher_by_loop, fisher_information
 from retain.training.loop import TrainingSettings, train
-from retain.training.network import NetworkObjective, module_forward, perceptron, perceptron_forward
+from retain.training.network import NetworkObjective, module_forward, perceptron, perceptron_forward, perceptron_squares
 
 SETTINGS = TrainingSettings(
     learning_rate=0.1, epochs=8, batch_examples=32, warmup=0.0, final_rate=1.0, clip=math.inf, optimizer="sgd", spike=1e9
@@ -77,10 +78,11 @@ def test_replay_keeps_what_naive_training_forgets() -> None:
     assert sum(replayed) / 5 > 0.85 and sum(dark) / 5 > 0.85
 
 
+@pytest.mark.parametrize("squares", [None, perceptron_squares], ids=["any network", "perceptron"])
 @pytest.mark.parametrize("labels", ["empirical", "sampled"])
-def test_fisher_information_of_a_network_is_its_definition(labels: str) -> None:
+def test_fisher_information_of_a_network_is_its_definition(labels: str, squares: Any) -> None:
     stream = load_table_stream("split-digits", 0)
-    params, objective = perceptron((64, 16, 10), 1), NetworkObjective(perceptron_forward, stream.features)
+    params, objective = perceptron((64, 16, 12, 10), 1), NetworkObjective(perceptron_forward, stream.features, squares=squares)
     examples = stream.tasks[0].examples[:300]
     fast = fisher_information(objective, examples, params, labels=labels, generator=torch.Generator().manual_seed(2))  # type: ignore[arg-type]
     slow = fisher_by_loop(objective, examples, params, labels=labels, generator=torch.Generator().manual_seed(2))  # type: ignore[arg-type]

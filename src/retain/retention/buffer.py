@@ -190,9 +190,9 @@ class ReplayBuffer:
 
     def _balanced_slot(self, document: str) -> int | None:
         own = self._members.get(document, set())
-        largest = max(self._members.values(), key=lambda slots: (len(slots), -min(slots, default=0)))
-        if len(own) < len(largest):
-            return sorted(largest)[int(self._random.integers(len(largest)))]
+        largest = max([(len(slots), name) for name, slots in self._members.items()])[1]
+        if len(own) < len(self._members[largest]):
+            return sorted(self._members[largest])[int(self._random.integers(len(self._members[largest])))]
         place = int(self._random.integers(0, self._offered.get(document, 0), endpoint=True))
         return sorted(own)[place] if place < len(own) else None
 

@@ -50,11 +50,11 @@ def fisher_information(
 ) -> Fisher:  # fmt: skip
     """Diagonal Fisher information of ``params`` (EWC, 1612.00796, section 2.1) from one backward pass per batch of examples.
 
-    Networks on tables (objectives with a ``forward`` function) take :func:`torch.func.vmap`; other objectives, and parameters other than
+    Networks on tables have ways of their own (``squares`` of the objective); other objectives, and parameters other than
     LoRA factors of a language model, are handed to :func:`fisher_by_loop`. ``generator`` (on the CPU) draws the sampled labels. Raises
     ValueError when there are no examples.
     """
-    if hasattr(objective, "forward"):
+    if hasattr(objective, "squares"):
         return _fisher_of_network(objective, examples, params, labels, generator)
     if not hasattr(objective, "model") or not all(name.endswith((LORA_A, LORA_B)) for name in params):
         return fisher_by_loop(objective, examples, params, labels=labels, generator=generator)
@@ -93,22 +93,19 @@ def fisher_by_loop(
 def _fisher_of_network(
     objective: Any, examples: Sequence[Example], params: Params, labels: Labels, generator: torch.Generator | None, batch: int = 256
 ) -> Fisher:
-    """One backward pass over the rows of a table, vectorised over them."""
+    """The rows of a table, in batches; see :class:`retain.training.network.NetworkObjective`."""
     draws = _draws(examples, labels, generator)
     detached = {name: tensor.detach() for name, tensor in params.items()}
     totals = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in params.items()}
-
-    def loss(leaves: Params, x: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(objective.forward(leaves, x[None]), label[None])
-
-    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
     for first in range(0, len(examples), batch):
         chosen = examples[first : first + batch]
         with torch.no_grad():
             logits, _ = objective.logits(chosen, detached)
         targets = _labels(logits, chosen, draws[first : first + batch] if draws else None)
-        for name, gradient in gradients(detached, objective.features[[example.tokens[0] for example in chosen]], targets).items():
-            totals[name] += gradient.float().square().sum(0)
+        with torch.enable_grad():
+            squares = objective.squares(detached, objective.features[[example.tokens[0] for example in chosen]], targets)
+        for name, values in squares.items():
+            totals[name] += values
     return Fisher({name: total / len(examples) for name, total in totals.items()}, len(examples), labels)
 
 

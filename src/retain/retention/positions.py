@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ def key_of(example: Example) -> Key:
 
 def labels_of(examples: Sequence[Example], device: torch.device | str = "cpu") -> Tensor:
     """Supervised token ids [N] in the order in which ``Objective.logits`` lists its positions."""
-    found = [token for example in examples for token, flag in zip(example.tokens, example.supervised, strict=True) if flag]
+    found = [token for example in examples for token in compress(example.tokens, example.supervised)]
     return torch.tensor(found, dtype=torch.int64, device=device)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retain.data.tables import TableStream
 from retain.retention.base import Params, Task
-from retain.training.network import NetworkObjective, perceptron, perceptron_forward
+from retain.training.network import NetworkObjective, perceptron, perceptron_forward, perceptron_squares
 
 
 class TaskSequence(Protocol):
@@ -71,7 +71,7 @@ class NetworkSequence:
         self.stream, self.seed = stream, seed
         self.name, self.tasks = stream.name, [task.name for task in stream.tasks]
         self.sizes = (stream.features[0].numel(), *hidden, stream.classes)
-        self.objective = NetworkObjective(perceptron_forward, stream.features, self.start())
+        self.objective = NetworkObjective(perceptron_forward, stream.features, self.start(), perceptron_squares)
 
     def start(self) -> Params:
         return perceptron(self.sizes, self.seed)
