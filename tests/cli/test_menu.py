@@ -80,6 +80,18 @@ def test_a_whole_visit_opens_the_workspace_once(choose: Any, world: Any, documen
     assert [call[1].get("importance") for call in world.calls if call[0] == "learn_all"] == [0.9]
 
 
+def test_an_experiment_and_its_report(choose: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = choose(
+        *(number("Forgetting experiment"), "permuted-digit", "naive"),
+        *(number("Forgetting experiment"), "split-digits", "naive"),
+        *(number("Report of an experiment"), "runs/split-digits"),
+        *(number("Benchmark"), "nowhere.jsonl", "0"),
+    )
+    assert result.exit_code == 0 and "did you mean" in result.stderr and "nowhere.jsonl" in result.stderr
+    assert (tmp_path / "runs" / "split-digits" / "report.html").is_file() and "retention area" in result.stdout
+
+
 def test_forgetting_asks(choose: Any, world: Any, run: Any, document: Path) -> None:
     run("learn", document)
     choose(number("Revert or forget"), "2", "1", "no", "0")

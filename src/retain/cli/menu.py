@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.text import Text
 
-from retain.cli import adapters, asking, checkpoints, configuration, history, learning, model
+from retain.cli import adapters, asking, bench, checkpoints, configuration, experiment, history, learning, model, report
 from retain.cli.command import command
-from retain.cli.errors import CommandError, report
+from retain.cli.errors import CommandError
+from retain.cli.errors import report as tell
 from retain.cli.output import count, home
 from retain.cli.session import typed
 
@@ -53,7 +54,7 @@ def _run(here: Session, action: Callable[[Session], None]) -> None:
     except KeyboardInterrupt:
         here.note("\ninterrupted", "yellow")
     except Exception as error:
-        report(error, here.err, here.debug)
+        tell(error, here.err, here.debug)
 
 
 def _show(here: Session) -> None:
@@ -140,6 +141,19 @@ def _undo(here: Session) -> None:
             here.note("nothing was changed")
 
 
+def _benchmark(here: Session) -> None:
+    bench.qa(here, _path(_ask(here, "file of questions")))
+
+
+def _sequence(here: Session) -> None:
+    stream = _ask(here, "permuted-digits, split-digits, or a YAML file", "split-digits")
+    experiment.sequence(here, stream, methods=_ask(here, "methods", "naive,ewc,er,der++,joint"))
+
+
+def _report(here: Session) -> None:
+    report.report(here, _path(_ask(here, "directory of a run")))
+
+
 def _save(here: Session) -> None:
     checkpoints.save(here, _ask(here, "name"))
 
@@ -185,6 +199,10 @@ ENTRIES: list[tuple[str, Callable[[Session], None]]] = [
     ("Learning history", history.log),
     ("Show a certificate", _certificate),
     ("Revert or forget", _undo),
+    ("Verify, ask the old questions again", history.verify),
+    ("Benchmark", _benchmark),
+    ("Forgetting experiment", _sequence),
+    ("Report of an experiment", _report),
     ("Save a checkpoint", _save),
     ("Load a checkpoint", _load),
     ("List checkpoints", checkpoints.list_checkpoints),
