@@ -51,7 +51,9 @@ class Watch:
 
     def product(self, product: Product) -> None:
         """A Hessian-vector product."""
-        self._show(product.about, product.about, product.done, product.most, "", "products", at_most=True)
+        found = product.found
+        extra = f"{found.converged} of {found.wanted} converged, residual {found.residual:.0e}" if found else ""
+        self._show(product.about, product.about, product.done, product.most, extra, "products", at_most=True)
 
     def learned(self, learned: Learned) -> None:
         """A task was learned: a line for the last task of a method, and for others where they take long."""

@@ -31,7 +31,7 @@ def curvature(
     trace: Annotated[bool, flag("--trace", "Also the trace, by Hutch++ (99 products).")] = False,
     density: Annotated[bool, flag("--density", "Also the density of all eigenvalues (8 x 60 products).")] = False,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of the examples that the loss is taken on.", metavar="N")] = 512,
-    products: Annotated[int, typer.Option(min=2, help="Most Hessian-vector products for the eigenvalues.", metavar="N")] = 200,
+    products: Annotated[int, typer.Option(min=2, help="Most Hessian-vector products for the eigenvalues.", metavar="N")] = 60,
     memory: Annotated[float, typer.Option(help="Memory for the vectors of the search.", metavar="GB")] = 4.0,
     method: Annotated[str, typer.Option(help="Method of the run (default: its first).", metavar="NAME")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the run, and of what is drawn at random.", metavar="N")] = 0,

@@ -6,7 +6,7 @@ change that they make, and any network's parameters work alike.
 
 from retain.evaluation.curvature.bound import ForgettingBound, Path, forgetting_bound, loss_along_path
 from retain.evaluation.curvature.gram import GramSpectrum, gram_spectrum
-from retain.evaluation.curvature.lanczos import Eigenpair, Spectrum, lanczos
+from retain.evaluation.curvature.lanczos import Eigenpair, Search, Spectrum, lanczos
 from retain.evaluation.curvature.losses import adapter_loss, example_losses, module_loss
 from retain.evaluation.curvature.operator import BatchedLoss, HessianOperator, Loss, Operator, Params, loss_at
 from retain.evaluation.curvature.product import ProductObjective, dense_deltas, product_space
@@ -24,6 +24,7 @@ __all__ = [
     "Params",
     "Path",
     "ProductObjective",
+    "Search",
     "Spectrum",
     "TraceEstimate",
     "adapter_loss",

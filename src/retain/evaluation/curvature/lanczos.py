@@ -27,14 +27,25 @@ _COLUMNS = 1 << 20  # of the basis that are rotated at once
 
 @dataclass(frozen=True)
 class Eigenpair:
-    """``value`` with its sign, ``vector`` [n] of length 1 (on the operator's device), and ``residual`` = ||H v - value v||, measured with
-    a product of its own: an eigenvalue lies within ``residual`` of ``value``. ``converged``: residual <= tolerance |value|, or both are
-    zero to rounding (100 machine epsilons of the largest eigenvalue)."""
+    """``value`` with its sign, ``vector`` [n] of length 1 (on the operator's device), and ``residual`` = ||H v - value v||: an eigenvalue
+    lies within ``residual`` of ``value``. ``converged``: residual <= tolerance |value|, or both are zero to rounding (100 machine epsilons
+    of the largest eigenvalue)."""
 
     value: float
     residual: float
     converged: bool
     vector: Tensor
+
+
+@dataclass(frozen=True)
+class Search:
+    """How far a search is: ``products`` made, ``converged`` of the ``wanted`` eigenvalues, and the largest ``residual`` of these as a share
+    of its value (infinite before there are that many)."""
+
+    products: int
+    wanted: int
+    converged: int
+    residual: float
 
 
 @dataclass(frozen=True)
@@ -91,13 +102,17 @@ class Spectrum:
 
 def lanczos(
     operator: Operator, k: int, *, which: tuple[Which, ...] = ("magnitude", "largest"), tolerance: float = 1e-3, max_products: int = 300,
-    basis: int | None = None, seed: int = 0,
+    basis: int | None = None, seed: int = 0, watch: Callable[[Search], None] | None = None,
 ) -> Spectrum:  # fmt: skip
     """The ``k`` eigenvalues (all, when there are fewer) of largest magnitude and, or, at the algebraic ends, with their vectors.
 
     ``tolerance``: on residual / |value|; the error of an isolated value is about the square of that, in units of its gap. ``basis``: how
     many vectors [n] are held at most, by default 3 per wanted one and 30. Ends after ``max_products``, whatever has converged by then.
-    Equal seeds give equal results. Raises ArithmeticError when a product is not finite.
+    ``watch`` is told every few products how far the search is. Equal seeds give equal results. Raises ArithmeticError when a product is
+    not finite.
+
+    Residuals come from the recurrence, H V = V T + r e', which full reorthogonalisation keeps true to rounding. One last product, with a
+    sum of all vectors found under random signs, measures what rounding, or an operator that is not symmetric, added to them.
     """
     unknown = set(which) - set(_SCORES)
     if k < 1 or not which or unknown:
@@ -105,14 +120,14 @@ def lanczos(
     k = min(k, operator.size)
     wanted = min(operator.size, k * len(which))
     if max_products <= wanted:
-        raise ValueError(f"{max_products} products are too few: {wanted} are needed to check that many eigenvalues, and more to find them")
+        raise ValueError(f"{max_products} products are too few: {wanted} eigenvalues need as many and one, and more to be found")
     capacity = min(operator.size, basis if basis is not None else 3 * wanted + 30)
     if capacity < min(operator.size, wanted + 3):
         raise ValueError(f"a basis of {capacity} vectors is too small for {wanted} eigenvalues: it must hold 3 more")
     space = _Krylov(operator, capacity, torch.Generator().manual_seed(seed))
     looking = complete = False
     since = 0
-    while space.filled < operator.size and space.products + wanted < max_products and not complete:
+    while space.filled < operator.size and space.products + 1 < max_products and not complete:
         if space.filled == capacity:
             values, vectors, _ = space.ritz()
             spare = max(0, (capacity - wanted) // (2 * len(which)) - 1)
@@ -123,30 +138,33 @@ def lanczos(
             continue
         values, vectors, residuals = space.ritz()
         chosen = _chosen(values, k, which)
-        if bool((residuals[chosen] > 0.5 * _allowed(values[chosen], space.scale, tolerance, operator.dtype)).any()):
+        missing = residuals[chosen] > 0.5 * _allowed(values[chosen], space.scale, tolerance, operator.dtype)
+        if watch is not None:
+            largest = residuals[chosen] / values[chosen].abs().clamp_min(_floor(space.scale, operator.dtype) or 1.0)
+            watch(Search(space.products, len(chosen), len(chosen) - int(missing.sum()), float(largest.max())))
+        if bool(missing.any()):
             looking = False
         elif not looking:
             space.shrink(values, vectors, chosen)
-            space.direction = None
+            space.leave()
             looking, since = True, 0
         elif since >= _LOOK:
             complete = all(_settled(values, residuals, chosen, k, score, space.scale, operator.dtype) for score in which)
-    values, vectors, _ = space.ritz()
-    found = space.rotated(vectors[:, _chosen(values, k, which)])
     complete = complete or space.filled == operator.size
-    pairs = [_checked(operator, vector, space.scale, tolerance) for vector in found]
-    pairs.sort(key=lambda pair: -pair.value)
-    return Spectrum(tuple(pairs), k, tuple(which), operator.size, space.products + len(pairs), tolerance, seed, complete)
+    pairs = sorted(space.pairs(k, which, tolerance), key=lambda pair: -pair.value)
+    return Spectrum(tuple(pairs), k, tuple(which), operator.size, space.products, tolerance, seed, complete)
 
 
 class _Krylov:
     """An orthonormal basis [m, n] of the space searched, and the operator projected onto it, T [m, m] in float64."""
 
     def __init__(self, operator: Operator, capacity: int, generator: torch.Generator) -> None:
-        self.operator, self.generator = operator, generator
+        self.operator = operator
         self.rows = torch.empty(capacity, operator.size, dtype=operator.dtype, device=operator.device)
         self.projected = torch.zeros(capacity, capacity, dtype=torch.float64)
         self.direction: Tensor | None = None  # the next vector; None: a random one
+        self.lost: list[Tensor] = []  # [m] each: what the products of the vectors have along a direction that was left
+        self.generator = generator
         self.filled = self.products = 0
         self.remainder = self.scale = 0.0  # how much of the last product leaves the space; the largest eigenvalue so far
 
@@ -170,7 +188,7 @@ class _Krylov:
         """Ritz values [m], their coefficients [m, m] in columns, and the norms [m] of their residuals."""
         values, vectors = torch.linalg.eigh(self.projected[: self.filled, : self.filled])
         self.scale = max(self.scale, float(values.abs().max()))
-        return values, vectors, self.remainder * vectors[-1].abs()
+        return values, vectors, self._outside(vectors).norm(dim=0)
 
     def rotated(self, vectors: Tensor) -> Tensor:
         """The vectors [p, n] whose coefficients are the columns of ``vectors`` [m, p]."""
@@ -182,9 +200,40 @@ class _Krylov:
         for first in range(0, self.operator.size, _COLUMNS):
             columns = slice(first, first + _COLUMNS)
             self.rows[: len(keep), columns] = turn @ self.rows[: self.filled, columns]
+        self.lost = [vectors[: len(lost), keep].t() @ lost for lost in self.lost]
+        self.coupled = self.remainder * vectors[-1, keep]
         self.filled = len(keep)
         self.projected.zero_()
         self.projected.diagonal()[: self.filled] = values[keep]
+
+    def leave(self) -> None:
+        """After :meth:`shrink`: go on from a random start instead of the direction that the products of the vectors kept point to."""
+        self.lost.append(self.coupled)
+        self.direction, self.remainder = None, 0.0
+
+    def pairs(self, k: int, which: tuple[Which, ...], tolerance: float) -> list[Eigenpair]:
+        """The best pairs, with residuals to which one product, of the sum of all vectors with random signs, adds what rounding did."""
+        values, vectors, _ = self.ritz()
+        chosen = _chosen(values, k, which)
+        values, vectors = values[chosen], vectors[:, chosen]
+        found = self.rotated(vectors)
+        signs = torch.randint(0, 2, (len(chosen),), generator=self.generator).double() * 2 - 1
+        with_signs, with_values = torch.stack([signs, signs * values]).to(found.device, found.dtype) @ found
+        product = finite(self.operator.matvec(with_signs), "product with a vector")
+        self.products += 1
+        outside = self._outside(vectors)
+        measured = float((product - with_values).double().square().sum())
+        excess = max(0.0, measured - float((outside @ signs).square().sum())) / len(chosen)
+        residuals = (outside.square().sum(0) + excess).sqrt()
+        allowed = _allowed(values, self.scale, tolerance, self.operator.dtype)
+        return [
+            Eigenpair(float(value), float(residual), bool(residual <= most), vector / vector.norm())
+            for value, residual, most, vector in zip(values, residuals, allowed, found, strict=True)
+        ]
+
+    def _outside(self, vectors: Tensor) -> Tensor:
+        """What the products of the vectors [m, p] have outside of the space: one row [p] for every direction."""
+        return torch.stack([self.remainder * vectors[-1], *(lost @ vectors[: len(lost)] for lost in self.lost)])
 
     def _orthogonal(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """``w`` without its part in the space, and the coefficients [m] of that. Twice is enough (Parlett 1998, section 6.9)."""
@@ -229,13 +278,3 @@ def _settled(values: Tensor, residuals: Tensor, chosen: Tensor, k: int, score: W
     best = others.argmax()
     gap = float(scores[last] - others[best])
     return float(residuals[best]) <= max(gap, 0.05 * float(values[last].abs()) + _floor(scale, dtype))
-
-
-def _checked(operator: Operator, vector: Tensor, scale: float, tolerance: float) -> Eigenpair:
-    """The Rayleigh quotient of a vector and its true residual, by one more product."""
-    vector = vector / vector.norm()
-    wide, product = vector.double(), finite(operator.matvec(vector), "product with a vector").double()
-    value = float(wide @ product / (wide @ wide))
-    residual = float((product - value * wide).norm())
-    allowed = _allowed(torch.tensor([value], dtype=torch.float64), scale, tolerance, operator.dtype)
-    return Eigenpair(value, residual, residual <= float(allowed), vector)

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from retain.data.examples import Example
-from retain.evaluation.curvature import HessianOperator, Loss, Spectrum, adapter_loss, dense_deltas, hutchpp, lanczos, spectral_density
+from retain.evaluation.curvature import (
+    HessianOperator,
+    Loss,
+    Search,
+    Spectrum,
+    adapter_loss,
+    dense_deltas,
+    hutchpp,
+    lanczos,
+    spectral_density,
+)
 from retain.evaluation.forgetting.checkpoints import Checkpoint
 from retain.evaluation.forgetting.config import CurvatureConfig, Space
 from retain.lm.model import LanguageModel
@@ -22,11 +33,13 @@ _VALUE = 4  # bytes of a number
 
 @dataclass(frozen=True)
 class Product:
-    """Told after each Hessian-vector product: ``done`` for this purpose, of at most ``most``."""
+    """Told after each Hessian-vector product: ``done`` for this purpose, of at most ``most``; ``found``: how far a search was when it
+    looked last."""
 
     about: str
     done: int
     most: int
+    found: Search | None = None
 
 
 TellProduct = Callable[[Product], None]
@@ -37,18 +50,23 @@ class ToldOperator(HessianOperator):
 
     def __init__(self, loss: Loss, params: Params, *, graph_bytes: int, tell: TellProduct | None = None) -> None:
         self.tell, self.about, self.most, self.since = tell, "", 0, 0
+        self.found: Search | None = None
         super().__init__(loss, params, graph_bytes=graph_bytes)
 
     def purpose(self, about: str, most: int) -> None:
         """What the next products are for."""
-        self.about, self.most, self.since = about, most, self.products
+        self.about, self.most, self.since, self.found = about, most, self.products, None
+
+    def watch(self, found: Search) -> None:
+        """How far the search is whose products are told of."""
+        self.found = found
 
     def matvec(self, v: Tensor) -> Tensor:
         """H v."""
         found = super().matvec(v)
         if self.tell and self.most:
             done = self.products - self.since
-            self.tell(Product(self.about, done, max(done, self.most)))
+            self.tell(Product(self.about, done, max(done, self.most), self.found))
         return found
 
 
@@ -109,9 +127,10 @@ def spectrum_at(operator: ToldOperator, config: CurvatureConfig, top: int, basis
     """The ``top`` eigenvalues of largest magnitude, the algebraically largest among them."""
     most = max(config.products, top + 8)
     operator.purpose(f"eigenvalues {about}", most)
-    found = lanczos(operator, top, which=("magnitude",), tolerance=config.tolerance, max_products=most, basis=basis, seed=seed)
+    search = partial(lanczos, operator, tolerance=config.tolerance, max_products=most, basis=basis, seed=seed, watch=operator.watch)
+    found = search(top, which=("magnitude",))
     if all(pair.value <= 0 for pair in found.pairs):  # only then can the largest be outside of them
-        other = lanczos(operator, 1, which=("largest",), tolerance=config.tolerance, max_products=most, basis=basis, seed=seed)
+        other = search(1, which=("largest",))
         found = replace(found, pairs=(*other.pairs, *found.pairs), products=found.products + other.products)
     return replace(found, k=len(found.pairs), which=("magnitude", "largest"))
 
