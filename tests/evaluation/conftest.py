@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from retain.adapters import Adapter, AdapterSpec, LoraInjection, inject, new_lora, select_sites
+from retain.adapters import Adapter, AdapterInjection, AdapterSpec, inject, new_lora, select_sites
 from retain.evaluation import load_control
 from retain.lm.decoder import DecoderLM
 from retain.lm.shapes import DecoderConfig, initial_weights
@@ -46,7 +46,7 @@ def adapter(model: DecoderLM) -> Adapter:
 
 
 @pytest.fixture
-def injection(model: DecoderLM, adapter: Adapter) -> LoraInjection:
+def injection(model: DecoderLM, adapter: Adapter) -> AdapterInjection:
     compiled = inject([(adapter, 1.0)], model.dtype)
     assert compiled is not None
     return compiled

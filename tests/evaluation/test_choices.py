@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from tests.tiny_models import gpt2
 
-from retain.adapters import LoraInjection, inject_trainable, new_lora, select_sites
+from retain.adapters import AdapterInjection, inject_trainable, new_lora, select_sites
 from retain.data import DataError, Example, Message, prompt_tokens
 from retain.data.choices import (
     MMLU_SUBJECTS,
@@ -55,7 +55,7 @@ def mmlu(folder: Path, subject: str, split: str, rows: list[list[str]], flat: bo
     return place / f"{subject}_{split}.csv"
 
 
-def trained(model: DecoderLM, examples: list[Example], steps: int = 60) -> LoraInjection:
+def trained(model: DecoderLM, examples: list[Example], steps: int = 60) -> AdapterInjection:
     """An adapter trained on the supervised tokens of some examples."""
     sites = select_sites(model)
     params = {name: value.requires_grad_() for name, value in new_lora(model, sites, rank=4, alpha=8.0, seed=0).items()}
@@ -243,7 +243,7 @@ def direct(model: Any, context: list[int], continuation: list[int], injection: A
     return chosen, rows.argmax(-1).tolist() == continuation
 
 
-def test_continuations_are_the_direct_computation(model: DecoderLM, injection: LoraInjection) -> None:
+def test_continuations_are_the_direct_computation(model: DecoderLM, injection: AdapterInjection) -> None:
     long = list(range(40, 110))
     pairs = [(long, [5]), (long, [6]), ([*long, 7], [8, 9]), (long, [7, 8]), ([3, 4], [5, 6, 7]), ([9], [1]), (long[:50], [2, 3])]
     greedy = int(model.logits(model.hidden(Packed.of([long])))[-1].argmax())
@@ -357,7 +357,7 @@ def test_progress_counts_what_was_scored(model: DecoderLM) -> None:
     assert told[-1][:2] == (32, 32) and told[-1][2] > 0 and told == sorted(told)
 
 
-def test_windows_carry_what_perplexity_and_divergence_are_made_of(model: DecoderLM, injection: LoraInjection) -> None:
+def test_windows_carry_what_perplexity_and_divergence_are_made_of(model: DecoderLM, injection: AdapterInjection) -> None:
     texts = ["The ferry has nine cabins and a bell.", "Bread is baked in the morning, tea comes later."]
     windows = text_windows(model, texts, injection, 8)
     assert {window.text for window in windows} == {0, 1} and all(window.kl > 0 for window in windows)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from retain.adapters import Adapter, LoraInjection, inject
+from retain.adapters import Adapter, AdapterInjection, inject
 from retain.data import Document, prompt_tokens
 from retain.evaluation import Probe, answer_questions, load_control, mean_kl, multiple_choice, perplexity, recall
 from retain.lm.decoder import DecoderLM
@@ -16,7 +16,7 @@ from retain.lm.packing import Packed
 TEXTS = load_control().texts[:3]
 
 
-def logits(model: DecoderLM, tokens: list[int], injection: LoraInjection | None = None) -> torch.Tensor:
+def logits(model: DecoderLM, tokens: list[int], injection: AdapterInjection | None = None) -> torch.Tensor:
     return model.logits(model.hidden(Packed.of([tokens]), injection)).double()
 
 
@@ -27,7 +27,7 @@ def windows(model: DecoderLM, size: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("size", [50, 160])
-def test_perplexity_is_the_direct_computation(model: DecoderLM, injection: LoraInjection, size: int) -> None:
+def test_perplexity_is_the_direct_computation(model: DecoderLM, injection: AdapterInjection, size: int) -> None:
     for active in (None, injection):
         losses = [
             -torch.log_softmax(logits(model, ids, active), -1)[at - 1, ids[at]].item()
@@ -47,7 +47,7 @@ def test_a_window_beyond_the_context_is_the_context(model: DecoderLM) -> None:
     assert perplexity(model, TEXTS, window=10_000) == perplexity(model, TEXTS, window=model.context)
 
 
-def test_nothing_to_count_is_undefined(model: DecoderLM, injection: LoraInjection) -> None:
+def test_nothing_to_count_is_undefined(model: DecoderLM, injection: AdapterInjection) -> None:
     assert math.isnan(perplexity(model, []))
     assert math.isnan(perplexity(model, ["a"]))
     assert math.isnan(mean_kl(model, ["a", ""], injection))
@@ -69,7 +69,7 @@ def test_kl_is_zero_without_an_adapter(model: DecoderLM, adapter: Adapter) -> No
     assert mean_kl(model, TEXTS, inject([(adapter, 0.0)], model.dtype)) == pytest.approx(0.0, abs=1e-9)
 
 
-def test_kl_of_a_random_adapter_is_the_direct_computation(model: DecoderLM, injection: LoraInjection) -> None:
+def test_kl_of_a_random_adapter_is_the_direct_computation(model: DecoderLM, injection: AdapterInjection) -> None:
     values: list[float] = []
     for ids in windows(model, 50):
         p, q = (torch.log_softmax(logits(model, ids, active), -1) for active in (None, injection))
@@ -79,7 +79,7 @@ def test_kl_of_a_random_adapter_is_the_direct_computation(model: DecoderLM, inje
     assert mean_kl(model, TEXTS, injection, window=50) == pytest.approx(expected, rel=1e-4)
 
 
-def test_multiple_choice_is_the_mean_log_likelihood_of_the_option(model: DecoderLM, injection: LoraInjection) -> None:
+def test_multiple_choice_is_the_mean_log_likelihood_of_the_option(model: DecoderLM, injection: AdapterInjection) -> None:
     question, options = "What is baked in the kitchen?", ["Bread", "A boat with sails", "Dogs"]
     prompt = list(prompt_tokens(model.tokenizer, question))
     expected = []
@@ -91,7 +91,7 @@ def test_multiple_choice_is_the_mean_log_likelihood_of_the_option(model: Decoder
     assert multiple_choice(model, question, [], injection) == []
 
 
-def test_answers_are_greedy_and_in_order(model: DecoderLM, injection: LoraInjection) -> None:
+def test_answers_are_greedy_and_in_order(model: DecoderLM, injection: AdapterInjection) -> None:
     questions = ["What is tea?", "Where does the first bus of the morning go?", "Who?"]
     together = answer_questions(model, questions, injection, max_tokens=6)
     assert together == [answer_questions(model, [question], injection, max_tokens=6)[0] for question in questions]
@@ -107,7 +107,7 @@ def test_answers_are_greedy_and_in_order(model: DecoderLM, injection: LoraInject
     assert answer_questions(model, []) == []
 
 
-def test_rows_of_one_batch_use_different_adapters(model: DecoderLM, adapter: Adapter, injection: LoraInjection) -> None:
+def test_rows_of_one_batch_use_different_adapters(model: DecoderLM, adapter: Adapter, injection: AdapterInjection) -> None:
     questions = ["What is tea?", "What is tea?"]
     by_row = inject([(adapter, [0.0, 1.0])], model.dtype)
     base, adapted = answer_questions(model, questions[:1], None), answer_questions(model, questions[:1], injection)

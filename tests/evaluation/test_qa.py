@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from retain.adapters import LoraInjection
+from retain.adapters import AdapterInjection
 from retain.data import DataError
 from retain.evaluation import Choice, answer_questions, choose, load_items, multiple_choice, question_answering
 from retain.lm.decoder import DecoderLM
@@ -61,7 +61,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         load_items(squad(tmp_path, 1, 1), 0)
 
 
-def test_the_result_has_every_item_and_its_means(model: DecoderLM, injection: LoraInjection, tmp_path: Path) -> None:
+def test_the_result_has_every_item_and_its_means(model: DecoderLM, injection: AdapterInjection, tmp_path: Path) -> None:
     items = load_items(squad(tmp_path, 2, 3), 5)
     closed = question_answering(model, items, injection, max_tokens=4)
     assert [row["answer"] for row in closed["items"]] == answer_questions(model, [item.question for item in items], injection, max_tokens=4)
@@ -95,7 +95,7 @@ def test_no_items_have_no_score(model: DecoderLM) -> None:
     assert math.isnan(question_answering(model, [])["f1"]) and math.isnan(choose(model, [])["accuracy"])
 
 
-def test_the_likeliest_option_is_chosen(model: DecoderLM, injection: LoraInjection) -> None:
+def test_the_likeliest_option_is_chosen(model: DecoderLM, injection: AdapterInjection) -> None:
     options = ("Bread", "A boat with sails", "Dogs")
     scores = multiple_choice(model, "What?", options, injection)
     best = scores.index(max(scores))

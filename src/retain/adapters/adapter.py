@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retain.adapters.blocks import BLOCK_KINDS, at_site
 from retain.lm.model import LanguageModel
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -29,8 +30,9 @@ class AdapterError(ValueError):
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """What an adapter is: ``kind`` ("lora"); ``base`` fingerprint; ``sites``; ``rank``; ``alpha`` (the product B A is scaled by
-    alpha / rank, or alpha / sqrt(rank) with ``rank_stabilised``, 2312.03732); ``lineage``: how it came to be (JSON values)."""
+    """What an adapter is: ``kind``, "lora" or one of :data:`retain.adapters.blocks.BLOCK_KINDS`; ``base`` fingerprint; ``sites``; ``rank``
+    (of a block kind: its width); ``alpha`` (what is added is scaled by alpha / rank, or alpha / sqrt(rank) with ``rank_stabilised``,
+    2312.03732); ``lineage``: how it came to be (JSON values)."""
 
     kind: str
     base: str
@@ -42,7 +44,7 @@ class AdapterSpec:
 
     @property
     def scale(self) -> float:
-        """Factor on B A."""
+        """Factor on B A, or on what a block kind adds."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
     def to_json(self) -> str:
@@ -61,17 +63,28 @@ class AdapterSpec:
 
 @dataclass(frozen=True)
 class Adapter:
-    """Tensors and spec. LoRA tensors: ``<site>.lora_A.weight`` [rank, d_in] and ``<site>.lora_B.weight`` [d_out, rank]."""
+    """Tensors and spec. LoRA tensors: ``<site>.lora_A.weight`` [rank, d_in] and ``<site>.lora_B.weight`` [d_out, rank]; those of other
+    kinds: ``<site>.<name>``, see :mod:`retain.adapters.blocks`."""
 
     tensors: Mapping[str, Tensor]
     spec: AdapterSpec
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
+        if self.spec.kind != "lora":
+            return self._check_block()
         for site in self.spec.sites:
             a, b = self.tensors.get(site + LORA_A), self.tensors.get(site + LORA_B)
             if a is None or b is None or a.shape[0] != b.shape[1]:
                 raise AdapterError(f"site {site} lacks a matching pair of LoRA factors")
+
+    def _check_block(self) -> None:
+        if self.spec.kind not in BLOCK_KINDS:
+            raise AdapterError(f"unknown kind of adapter {self.spec.kind!r}; known are lora, {', '.join(BLOCK_KINDS)}")
+        for site in self.spec.sites:
+            missing = [name for name in BLOCK_KINDS[self.spec.kind].names if f"{site}.{name}" not in self.tensors]
+            if missing:
+                raise AdapterError(f"site {site} lacks the tensor {missing[0]} of a {self.spec.kind} adapter")
 
     @cached_property
     def digest(self) -> str:
@@ -102,7 +115,9 @@ class Adapter:
         return Adapter({name: tensor.detach().to(torch.float16) for name, tensor in self.tensors.items()}, self.spec)
 
     def delta(self, site: str) -> Tensor:
-        """The dense float32 change [d_out, d_in] this adapter makes at one site."""
+        """The dense float32 change [d_out, d_in] this adapter makes at one site. Raises AdapterError where it adds no linear map."""
+        if self.spec.kind != "lora":
+            raise AdapterError(f"a {self.spec.kind} adapter is not linear: it has no dense change of a weight")
         return self.spec.scale * (self.tensors[site + LORA_B].float() @ self.tensors[site + LORA_A].float())
 
     def check(self, model: LanguageModel) -> None:
@@ -112,8 +127,13 @@ class Adapter:
                 f"the adapter was made for base {self.spec.base[:12]}, this model is {model.name} ({model.fingerprint[:12]})"
             )
         for site in self.spec.sites:
-            if site not in model.sites:
+            if site not in (model.sites if self.spec.kind == "lora" else model.blocks):
                 raise AdapterError(f"the model {model.name} has no site {site}")
+            if self.spec.kind != "lora":
+                problem = BLOCK_KINDS[self.spec.kind].check(at_site(self.tensors, site), model.blocks[site])
+                if problem:
+                    raise AdapterError(f"site {site}: {problem}")
+                continue
             d_in, d_out = model.sites[site]
             if self.tensors[site + LORA_A].shape[1] != d_in or self.tensors[site + LORA_B].shape[0] != d_out:
                 raise AdapterError(f"site {site}: the adapter's shapes do not fit the model's [{d_out}, {d_in}]")

@@ -17,20 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.adapters.adapter import LORA_A, LORA_B, Adapter
+from retain.adapters.blocks import BLOCK_KINDS, at_site
 
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(eq=False)
 class Part:
-    """One adapter of an injection: ``tensors``, the ``sites`` that they change, the factor ``scale`` (alpha / rank) and the weight, a
-    float for every row of a batch or one per row [rows]."""
+    """One adapter of an injection: ``tensors``, the ``sites`` that they change, the factor ``scale`` (alpha / rank), the weight, a float
+    for every row of a batch or one per row [rows], and the ``kind``, "lora" or a block kind."""
 
     tensors: Mapping[str, Tensor]
     sites: frozenset[str]
     scale: float
     weight: float | Tensor = 1.0
+    kind: str = "lora"
     _stacked: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _blocks: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def stacked(self, sites: tuple[str, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A [layers, r, d_in] and B [layers, d_out, r] of one site in several layers, scale and uniform weight included."""
@@ -44,19 +47,44 @@ class Part:
             self._stacked[sites] = torch.stack(down).to(dtype), (torch.stack(up) * factor).to(dtype)
         return self._stacked[sites]
 
+    def beside(self, site: str, x: Tensor, y: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """The output ``y`` of an MLP with what this adapter of a block kind adds to it."""
+        tensors = self._stacked_block(site, dtype)
+        change = BLOCK_KINDS[self.kind].change(tensors, x.to(dtype)) * self.scale
+        weight = self.weight.to(x.device, dtype)[rows, None] if isinstance(self.weight, Tensor) else self.weight
+        return y + change * weight
 
-class LoraInjection:
+    def _stacked_block(self, site: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        if site not in self._blocks:
+            found = {name: tensor.to(dtype) for name, tensor in at_site(self.tensors, site).items()}
+            if any(tensor.requires_grad for tensor in found.values()):
+                return found
+            self._blocks[site] = found
+        return self._blocks[site]
+
+
+class AdapterInjection:
     """Calls as the protocol :class:`retain.lm.model.Injection` asks. ``applied``: the sites that were reached. ``change``: what happens to
     the inputs of the adapters, such as dropout."""
 
     def __init__(self, parts: Sequence[Part], dtype: torch.dtype, change: Callable[[Tensor], Tensor] | None = None) -> None:
         self.parts, self.dtype, self.change = tuple(parts), dtype, change
+        self._low_rank = tuple(part for part in self.parts if part.kind == "lora")
+        self._beside: dict[str, list[Part]] = {}
+        for part in self.parts:
+            for site in part.sites if part.kind != "lora" else ():
+                self._beside.setdefault(site, []).append(part)
         self.applied: set[str] = set()
         self.by_row = any(isinstance(part.weight, Tensor) for part in self.parts)
-        self._known = frozenset().union(*(part.sites for part in self.parts))
+        self._known = frozenset().union(*(part.sites for part in self._low_rank))
         self._compiled: dict[tuple[str, ...], _Product | None] = {}
 
     def __call__(self, sites: tuple[str, ...], x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        if beside := self._beside.get(sites[0]):
+            self.applied.update(sites)
+            for part in beside:
+                y = part.beside(sites[0], self.change(x) if self.change else x, y, rows, self.dtype)
+            return y
         if sites not in self._compiled:
             self._compile(sites, y)
         product = self._compiled[sites]
@@ -76,16 +104,19 @@ class LoraInjection:
         a: list[Tensor] = []
         b: list[Tensor] = []
         by_row: list[Tensor] = []
-        total = sum(self.parts[number].tensors[site + LORA_A].shape[0] for site, here in zip(sites, active, strict=True) for number in here)
+        differ = any(isinstance(part.weight, Tensor) for part in self._low_rank)
+        total = sum(
+            self._low_rank[number].tensors[site + LORA_A].shape[0] for site, here in zip(sites, active, strict=True) for number in here
+        )
         offset = 0
         for place, here in enumerate(active):
             columns = []
             for number in here:
-                part = self.parts[number]
+                part = self._low_rank[number]
                 block_a, block_b = part.stacked(tuple(group[place] for group in layers), self.dtype)
                 a.append(block_a)
                 columns.append(block_b)
-                if self.by_row:
+                if differ:
                     row_weights = part.weight if isinstance(part.weight, Tensor) else torch.ones(())
                     by_row.append(row_weights.to(block_a.device, self.dtype).reshape(-1, 1).expand(-1, block_a.shape[1]))
             rank = sum(column.shape[2] for column in columns)
@@ -93,7 +124,7 @@ class LoraInjection:
             b.append(F.pad(block, (offset, total - offset - rank)) if rank < total else block)
             offset += rank
         weights = None
-        if self.by_row:
+        if differ:
             rows = max(block.shape[0] for block in by_row)
             weights = torch.cat([block.expand(rows, -1) for block in by_row], 1)
         for group, down, up in zip(layers, _joined(a, 1).unbind(), _joined(b, 1).unbind(), strict=True):
@@ -101,7 +132,7 @@ class LoraInjection:
 
     def _active(self, sites: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         """For each site the numbers of the parts that change it."""
-        return tuple(tuple(number for number, part in enumerate(self.parts) if site in part.sites) for site in sites)
+        return tuple(tuple(number for number, part in enumerate(self._low_rank) if site in part.sites) for site in sites)
 
     def _alike(self, sites: tuple[str, ...]) -> list[tuple[str, ...]]:
         """The same group in every layer in which the same parts are active, in layer order."""
@@ -115,7 +146,7 @@ class LoraInjection:
 
     def _shapes(self, sites: tuple[str, ...]) -> list[torch.Size]:
         return [
-            self.parts[number].tensors[site + end].shape
+            self._low_rank[number].tensors[site + end].shape
             for site, here in zip(sites, self._active(sites), strict=True)
             for number in here
             for end in (LORA_A, LORA_B)
@@ -123,7 +154,7 @@ class LoraInjection:
 
     def _width(self, site: str) -> int | None:
         """d_out of a site as the adapters know it."""
-        return next((part.tensors[site + LORA_B].shape[0] for part in self.parts if site in part.sites), None)
+        return next((part.tensors[site + LORA_B].shape[0] for part in self._low_rank if site in part.sites), None)
 
 
 def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
@@ -151,7 +182,7 @@ class _Product:
 
 def inject(
     adapters: Sequence[tuple[Adapter, float | Sequence[float]]], dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> LoraInjection | None:
+) -> AdapterInjection | None:
     """Compile adapters with weights: a float for the whole batch, or one weight per row (0.0 leaves the row untouched).
 
     Returns None when there are none, so that the base runs exactly as it does alone.
@@ -160,12 +191,17 @@ def inject(
     for adapter, weight in adapters:
         tensors = {name: tensor.to(device) for name, tensor in adapter.tensors.items()}
         value = weight if isinstance(weight, (int, float)) else torch.tensor(list(weight), dtype=torch.float32)
-        parts.append(Part(tensors, frozenset(adapter.spec.sites), adapter.spec.scale, value))
-    return LoraInjection(parts, dtype) if parts else None
+        parts.append(Part(tensors, frozenset(adapter.spec.sites), adapter.spec.scale, value, adapter.spec.kind))
+    return AdapterInjection(parts, dtype) if parts else None
 
 
 def inject_trainable(
-    params: Mapping[str, Tensor], sites: Sequence[str], scale: float, dtype: torch.dtype, change: Callable[[Tensor], Tensor] | None = None
-) -> LoraInjection:
-    """The injection of tensors being trained; ``change``: see :class:`LoraInjection`."""
-    return LoraInjection([Part(params, frozenset(sites), scale)], dtype, change)
+    params: Mapping[str, Tensor],
+    sites: Sequence[str],
+    scale: float,
+    dtype: torch.dtype,
+    change: Callable[[Tensor], Tensor] | None = None,
+    kind: str = "lora",
+) -> AdapterInjection:
+    """The injection of tensors being trained; ``change``: see :class:`AdapterInjection`."""
+    return AdapterInjection([Part(params, frozenset(sites), scale, kind=kind)], dtype, change)

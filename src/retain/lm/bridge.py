@@ -69,8 +69,12 @@ class TransformersLM(LanguageModel):
         self.transposed = frozenset(site for site, layer in linear.items() if not isinstance(layer, nn.Linear))
         for site, layer in linear.items():
             layer.register_forward_hook(_hook(self, site))
+        beside = find_mlps(module)
+        for site, block in beside.items():
+            block.register_forward_hook(_hook(self, site))
         reached = self._probe(config)
         self.sites = {site: _shape(layer) for site, layer in linear.items() if site in reached}
+        self.blocks = {site: self.width for site in beside if site in reached}
         if not self.sites:
             raise LanguageModelError(f"{name} ({type(module).__name__}) has no linear layer in its blocks that an adapter could sit at")
 
@@ -139,7 +143,8 @@ class TransformersLM(LanguageModel):
 
 
 class Continuation:
-    """A batch of sequences being continued: ``logits`` [B, vocabulary] of the next token of every live row, ``rows`` their numbers.
+    """A batch of sequences being continued: ``rows`` the numbers of the live ones, ``hidden`` [B, width] their final hidden states,
+    ``logits`` [B, vocabulary] of the next token of each.
 
     Prompts are padded on the left, so that the distances between real tokens are the true ones, and keys and values are kept. Models whose
     memory does not allow that (state-space layers, positions that cannot be given) are run again from the start for every token.
@@ -188,12 +193,14 @@ class Continuation:
             past_key_values=self._cache, use_cache=True,
         )  # fmt: skip
         self._cache = output.past_key_values
-        self.logits = self.model.logits(output.last_hidden_state[:, -1])
+        self.hidden = output.last_hidden_state[:, -1]
+        self.logits = self.model.logits(self.hidden)
 
     def _again(self) -> None:
         packed = Packed.of(self._sequences, self.model.device)
         packed.__dict__["rows"] = self.rows[packed.rows]  # the numbers that the rows began with
-        self.logits = self.model.logits(self.model.hidden(packed, self.injection)[packed.last])
+        self.hidden = self.model.hidden(packed, self.injection)[packed.last]
+        self.logits = self.model.logits(self.hidden)
 
 
 def find_linear(module: nn.Module) -> dict[str, nn.Module]:
@@ -206,6 +213,18 @@ def find_linear(module: nn.Module) -> dict[str, nn.Module]:
     }  # fmt: skip
 
 
+def find_mlps(module: nn.Module) -> dict[str, nn.Module]:
+    """The MLPs of the blocks, by module name: what transformers calls mlp, ffn or feed_forward there."""
+    blocks = [(name, child) for name, layers in module.named_modules() if isinstance(layers, nn.ModuleList) for name, child in
+              ((f"{name}.{number}", layer) for number, layer in enumerate(layers))]  # fmt: skip
+    return {
+        f"{name}.{part}": child
+        for name, block in blocks
+        for part, child in block.named_children()
+        if part in ("mlp", "ffn", "feed_forward")
+    }
+
+
 def _shape(layer: Any) -> tuple[int, int]:
     """(d_in, d_out) of a linear layer."""
     return (layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else tuple(layer.weight.shape)
@@ -216,9 +235,11 @@ def _near(a: Tensor, b: Tensor, relative: float) -> bool:
 
 
 def _hook(model: TransformersLM, site: str) -> Any:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Tensor | None:
         call = _CALL.get()
         if call is None or call.model is not model:
+            return None
+        if not inputs or not isinstance(output, Tensor):  # an MLP that is called in another way, or gives more than its output
             return None
         x = inputs[0].reshape(-1, inputs[0].shape[-1])
         if x.shape[0] != call.rows.numel():

@@ -50,6 +50,7 @@ class DecoderLM(LanguageModel):
         self.sites = {
             name.removesuffix(".weight"): (shape[1], shape[0]) for name, shape in config.shapes().items() if name.endswith("_proj.weight")
         }
+        self.blocks = {f"model.layers.{layer}.mlp": self.width for layer in range(self.layers)}
         self._load(weights)
         self._cos, self._sin = (table.to(self.device) for table in rotary_table(config))
 
@@ -169,8 +170,10 @@ class DecoderLM(LanguageModel):
                 cache.store(layer, packed, qk[:, c.heads :], v)
             mixed = attend(packed, qk, v, cache.prefix(layer) if cache is not None else None)
         x = x + self._linear(layer, "o", ("self_attn.o_proj",), mixed.reshape(x.shape[0], -1), packed, injection)
-        gate_up = self._linear(layer, "gate_up", _GATE_UP, self._norm(x, fused["post_attention_layernorm"]), packed, injection)
-        return x + self._linear(layer, "down", ("mlp.down_proj",), gated(gate_up), packed, injection)
+        read = self._norm(x, fused["post_attention_layernorm"])
+        gate_up = self._linear(layer, "gate_up", _GATE_UP, read, packed, injection)
+        written = self._linear(layer, "down", ("mlp.down_proj",), gated(gate_up), packed, injection)
+        return x + (written if injection is None else injection((f"model.layers.{layer}.mlp",), read, written, packed.rows))
 
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -178,8 +181,8 @@ _GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 
 
 class Decoding:
-    """A batch of sequences being continued: ``rows`` [B], the numbers of the live ones, in an order that may change when some end, and
-    ``logits`` [B, vocabulary], those of the next token of each."""
+    """A batch of sequences being continued: ``rows`` [B], the numbers of the live ones, in an order that may change when some end,
+    ``hidden`` [B, width], their final hidden states, and ``logits`` [B, vocabulary], those of the next token of each."""
 
     def __init__(self, model: DecoderLM, prompts: Sequence[Sequence[int]], injection: Injection | None, capacity: int) -> None:
         longest = max(len(prompt) for prompt in prompts)
@@ -198,7 +201,8 @@ class Decoding:
         final = model.hidden(packed, injection, cache=self.cache)
         self.cache.lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
         self.cache.filled = True
-        self.logits = model.logits(final[packed.last])
+        self.hidden = final[packed.last]
+        self.logits = model.logits(self.hidden)
 
     def advance(self, tokens: Tensor, keep: Tensor | None = None) -> None:
         """Append one token [B] to every row, then drop the rows not in ``keep`` [B] bool before computing the next logits."""
@@ -206,9 +210,9 @@ class Decoding:
             order = self.cache.keep(keep.nonzero(as_tuple=True)[0])
             tokens, self.rows = tokens[order], self.rows[order]
         packed = _Step(tokens, self.cache.lengths.clone(), self.rows)
-        final = self.model.hidden(packed, self.injection, cache=self.cache)
+        self.hidden = self.model.hidden(packed, self.injection, cache=self.cache)
         self.cache.lengths += 1
-        self.logits = self.model.logits(final)
+        self.logits = self.model.logits(self.hidden)
 
 
 class _Step(Packed):

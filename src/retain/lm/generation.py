@@ -10,7 +10,18 @@ from torch import Tensor
 
 from retain.lm.model import Injection, LanguageModel, LanguageModelError
 
-Processor = Callable[[Tensor, Tensor], Tensor]  # (rows [B], logits [B, V]) -> logits [B, V]
+
+@dataclass(frozen=True)
+class Step:
+    """What a processor sees of a step of decoding: ``rows`` [B], the numbers of the prompts that are being continued, ``hidden``
+    [B, width], their final hidden states, and ``tokens`` [B], what was written last (None at the first step)."""
+
+    rows: Tensor
+    hidden: Tensor
+    tokens: Tensor | None
+
+
+Processor = Callable[[Step, Tensor], Tensor]  # (step, logits [B, V]) -> logits [B, V]
 
 
 @dataclass(frozen=True)
@@ -63,10 +74,14 @@ def stream(
     decoding = model.decode(prompts, injection, capacity)
     generator = torch.Generator(device=decoding.logits.device).manual_seed(sampling.seed)
     written: dict[int, list[int]] = {row: [] for row in range(len(prompts))}
+    last: dict[int, int] = {}
     for _ in range(capacity - longest):
         logits = decoding.logits
-        for processor in processors:
-            logits = processor(decoding.rows, logits)
+        if processors:
+            live = decoding.rows.tolist()
+            step = Step(decoding.rows, decoding.hidden, torch.tensor([last[row] for row in live], device=logits.device) if last else None)
+            for processor in processors:
+                logits = processor(step, logits)
         chosen = pick(logits, sampling, generator)
         rows = decoding.rows.tolist()
         keep = torch.ones(len(rows), dtype=torch.bool)
@@ -74,6 +89,7 @@ def stream(
             if token in ends:
                 keep[place] = False
                 continue
+            last[row] = token
             yield row, token
             if sampling.stop:
                 written[row].append(token)

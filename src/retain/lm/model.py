@@ -21,7 +21,7 @@ class LanguageModelError(RuntimeError):
 class Injection(Protocol):
     """Adapters compiled for one forward pass; see ``retain.adapters.inject``.
 
-    Called with the sites that share the input ``x`` [T, d_in] (q, k, v together; gate, up together), their base output ``y``
+    Called with the sites that share the input ``x`` [T, d_in] (q, k, v together; gate, up together; a whole MLP), their base output ``y``
     [T, sum of d_out] and the segment number ``rows`` [T] of every token; returns the adapted output. ``by_row``: whether rows differ.
     """
 
@@ -35,7 +35,8 @@ class LanguageModel(ABC):
     """A frozen causal language model with its tokenizer.
 
     Attributes: ``name``; ``fingerprint`` (SHA-256 that identifies the weights); ``tokenizer``; ``sites`` (Hugging Face module
-    name -> (d_in, d_out) of every linear layer an adapter can sit at, in layer order); ``layers``, ``width``, ``vocabulary``,
+    name -> (d_in, d_out) of every linear layer an adapter can sit at, in layer order); ``blocks`` (name of every MLP that an adapter can
+    sit beside -> its width, in layer order; empty for a model without); ``layers``, ``width``, ``vocabulary``,
     ``context`` (tokens); ``device``, ``dtype``; ``has_prefix`` (True when a pass can start at any layer).
     """
 
@@ -43,6 +44,7 @@ class LanguageModel(ABC):
     fingerprint: str
     tokenizer: Any
     sites: Mapping[str, tuple[int, int]]
+    blocks: Mapping[str, int]
     layers: int
     width: int
     vocabulary: int

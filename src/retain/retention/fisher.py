@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retain.adapters import LoraInjection
+from retain.adapters import AdapterInjection
 from retain.adapters.adapter import LORA_A, LORA_B
 from retain.data.examples import Example
 from retain.lm.model import Injection, LanguageModel
@@ -159,7 +159,7 @@ class _Recorder:
 
     def watch(self, injection: Injection) -> Injection:
         """The same injection with the watched factors recorded; an injection without them (of a frozen prefix) as it is."""
-        if not isinstance(injection, LoraInjection):
+        if not isinstance(injection, AdapterInjection):
             raise TypeError(f"a Fisher pass watches LoRA injections, not {type(injection).__name__}")
         watched = [part for part in injection.parts if any(self.params.get(name) is tensor for name, tensor in part.tensors.items())]
         if not watched:
@@ -169,7 +169,7 @@ class _Recorder:
         if isinstance(part.weight, Tensor):
             raise ValueError("Fisher information is taken with one weight for all rows")
         others = [other for other in injection.parts if other is not part]
-        frozen = LoraInjection(others, injection.dtype) if others else None
+        frozen = AdapterInjection(others, injection.dtype) if others else None
         return _Watching(self, frozen, injection, part.sites, part.scale * part.weight)
 
 
@@ -179,7 +179,7 @@ class _Watching:
     by_row = False
 
     def __init__(
-        self, recorder: _Recorder, frozen: LoraInjection | None, original: LoraInjection, sites: frozenset[str], scale: float
+        self, recorder: _Recorder, frozen: AdapterInjection | None, original: AdapterInjection, sites: frozenset[str], scale: float
     ) -> None:
         self.recorder, self.frozen, self.original, self.sites, self.scale = recorder, frozen, original, sites, scale
         self._layout: tuple[Tensor, _Layout] | None = None
@@ -188,6 +188,8 @@ class _Watching:
     def __call__(self, sites: tuple[str, ...], x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         if self.frozen is not None:
             y = self.frozen(sites, x, y, rows)
+        if self.sites.isdisjoint(sites):
+            return y
         factors: list[_Factors] = []
         offset = 0
         for site in sites:

@@ -19,19 +19,19 @@ Params = dict[str, Tensor]
 class AdapterObjective:
     """Loss of examples under ``base + frozen adapters + the adapter being trained``.
 
-    ``sites`` and ``scale`` describe the trained tensors. Hidden states below the first trained layer (frozen adapters included) never
-    change while training, so they are computed once per example and kept (in the model's precision, ``width`` values per token).
+    ``sites``, ``scale`` and ``kind`` describe the trained tensors. Hidden states below the first trained layer (frozen adapters included)
+    never change while training, so they are computed once per example and kept (in the model's precision, ``width`` values per token).
 
     ``dropout``: share of the inputs of the trained factors that are set to zero in :meth:`loss` while gradients are recorded (LoRA,
     2106.09685, appendix D), drawn from ``seed``; logits, teachers and losses without gradient never have it.
     """
 
     def __init__(self, model: LanguageModel, sites: Sequence[str], scale: float, frozen: Sequence[tuple[Adapter, float]] = (), *,
-                 cache_prefix: bool = True, dropout: float = 0.0, seed: int = 0) -> None:  # fmt: skip
+                 kind: str = "lora", cache_prefix: bool = True, dropout: float = 0.0, seed: int = 0) -> None:  # fmt: skip
         if not 0.0 <= dropout < 1.0 or (dropout and frozen):
             raise ValueError(f"dropout {dropout} must be at least 0 and below 1, and without frozen adapters, whose inputs it would change")
         self.dropout, self._random = dropout, torch.Generator(model.device).manual_seed(seed)
-        self.model, self.sites, self.scale = model, tuple(sites), scale
+        self.model, self.sites, self.scale, self.kind = model, tuple(sites), scale, kind
         self.frozen = tuple(frozen)
         self._frozen_injection = inject(self.frozen, model.dtype, model.device)
         self.start = first_layer(sites) if cache_prefix and model.has_prefix else 0
@@ -52,7 +52,7 @@ class AdapterObjective:
 
     def hidden(self, examples: Sequence[Example], params: Params, drop: bool = False) -> tuple[Tensor, Packed]:
         """Final hidden states [T, width] of the packed examples; with dropout when ``drop``."""
-        trainable = inject_trainable(params, self.sites, self.scale, self.model.dtype, self._drop if drop else None)
+        trainable = inject_trainable(params, self.sites, self.scale, self.model.dtype, self._drop if drop else None, self.kind)
         injection = trainable
         if self._frozen_injection is not None:
             injection = type(trainable)([*self._frozen_injection.parts, *trainable.parts], self.model.dtype)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from retain.adapters import Adapter, AdapterSpec, LoraInjection, inject
+from retain.adapters import Adapter, AdapterInjection, AdapterSpec, inject
 from retain.adapters.routing import Match, Surprise, match, route, telling
 from retain.config import Config
 from retain.data.document import Document
@@ -53,7 +53,7 @@ class Knowledge:
         self.model, self.ledger, self.store, self.config = model, ledger, store, config
         self.surprise = Surprise(model.tokenizer)
         self._adapters: dict[str, Adapter] = {}  # the one used last is the last
-        self._compiled: list[tuple[list[tuple[Adapter, float]], LoraInjection | None]] = []  # likewise
+        self._compiled: list[tuple[list[tuple[Adapter, float]], AdapterInjection | None]] = []  # likewise
         self._sound: set[str] = set()  # digests that were read and checked; routing to them needs no second look
 
     def adapter(self, digest: str) -> Adapter:
@@ -122,7 +122,7 @@ class Knowledge:
         served = {document for adapter in owners for document in adapter.documents}
         return Decision(tuple(owners), tuple(key for key in chosen.documents if key in served), chosen.matches)
 
-    def injection(self, decision: Decision, state: State) -> LoraInjection | None:
+    def injection(self, decision: Decision, state: State) -> AdapterInjection | None:
         """The decided adapters with the study skill under them; None for the base."""
         skill = self.skill(state) if decision.documents else None  # an imported adapter was not trained on the skill
         active = [*([(skill, 1.0)] if skill else []), *((self.adapter(item.digest), item.weight) for item in decision.adapters)]
@@ -160,7 +160,7 @@ class Knowledge:
         """Which probes are answered right without the document in the context."""
         return recall(self.answers([probe.question for probe in probes], decisions, state), probes)
 
-    def _by_row(self, decisions: Sequence[Decision], state: State) -> LoraInjection | None:
+    def _by_row(self, decisions: Sequence[Decision], state: State) -> AdapterInjection | None:
         if len({(decision.key, bool(decision.documents)) for decision in decisions}) == 1:
             return self.injection(decisions[0], state)
         skill = self.skill(state)

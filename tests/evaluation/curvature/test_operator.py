@@ -11,7 +11,7 @@ from tests.retention.tiny import noisy, objective_of, ragged, tiny_model, tiny_p
 from tests.tiny_models import GPT2, LLAMA, hugging_face
 from torch import Tensor
 
-from retain.adapters import LoraInjection, inject_trainable, new_lora, select_sites
+from retain.adapters import AdapterInjection, inject_trainable, new_lora, select_sites
 from retain.data.examples import Example
 from retain.evaluation.curvature import BatchedLoss, HessianOperator, Params, adapter_loss, loss_at
 from retain.lm.bridge import TransformersLM
@@ -213,5 +213,5 @@ def test_injections_work_in_float64() -> None:
     params = few_factors(model)
     sites = {name.rsplit(".", 2)[0] for name in params}
     injection = inject_trainable(params, sorted(sites), SCALE, model.dtype)
-    assert isinstance(injection, LoraInjection)
+    assert isinstance(injection, AdapterInjection)
     assert model.hidden(Packed.of([[1, 2, 3]]), injection).dtype == torch.float64
