@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator
 from pydantic_core import PydanticCustomError
 
-
-def _split(value: object) -> object:
-    """Comma-separated text is a list: convenient in environment variables and on the command line."""
-    return [part.strip() for part in value.strip("[] ").split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Names = Annotated[list[str], BeforeValidator(_split)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """A part of the configuration. An empty section in a file (`learn:`) means its defaults."""
-
-    model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, allow_inf_nan=False, coerce_numbers_to_str=True, protected_namespaces=()
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty(cls, data: Any) -> Any:
-        return {} if data is None else data
+from retain.config.learners import (
+    AceConfig,
+    Doc2LoraConfig,
+    JitrlConfig,
+    PackNetConfig,
+    ProgressiveConfig,
+    StatesConfig,
+    TttConfig,
+)
+from retain.config.section import Count, Fraction, Names, NonNegative, Positive, Section, Whole
 
 
 class ModelConfig(Section):
@@ -237,6 +222,13 @@ class Config(Section):
     study: StudyConfig = Field(default_factory=StudyConfig, description="How a document becomes study material")
     learn: LearnConfig = Field(default_factory=LearnConfig, description="How a document is learned")
     retention: RetentionConfig = Field(default_factory=RetentionConfig, description="What protects old knowledge")
+    ttt: TttConfig = Field(default_factory=TttConfig, description="Learner ttt: an MLP trained at test time")
+    jitrl: JitrlConfig = Field(default_factory=JitrlConfig, description="Learner jitrl: retrieved passages, bias toward their words")
+    states: StatesConfig = Field(default_factory=StatesConfig, description="Learner jitrl-full: stored hidden states")
+    ace: AceConfig = Field(default_factory=AceConfig, description="Learner ace: an evolving playbook")
+    doc2lora: Doc2LoraConfig = Field(default_factory=Doc2LoraConfig, description="Learner doc2lora: adapters from a hypernetwork")
+    progressive: ProgressiveConfig = Field(default_factory=ProgressiveConfig, description="Learner progressive: columns")
+    packnet: PackNetConfig = Field(default_factory=PackNetConfig, description="Learner packnet: pruned and packed weights")
     gate: GateConfig = Field(default_factory=GateConfig, description="What an update must pass")
     route: RouteConfig = Field(default_factory=RouteConfig, description="Which adapters answer a prompt")
     generate: GenerateConfig = Field(default_factory=GenerateConfig, description="How answers are generated")

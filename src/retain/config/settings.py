@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from retain.config.schema import Config, Section
+from retain.config.schema import Config
+from retain.config.section import Section
 from retain.config.values import put
 
 

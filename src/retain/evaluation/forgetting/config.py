@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from retain.config.schema import Count, Names, NonNegative, Positive, Section, Whole
+from retain.config.section import Count, Names, NonNegative, Positive, Section, Whole
 from retain.data.errors import DataError, did_you_mean
 from retain.evaluation.sequences import SequenceConfig
 from retain.evaluation.sequences.experiment import validated

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from retain.config.schema import Count, Fraction, Names, NonNegative, Positive, Section, Whole
+from retain.config.section import Count, Fraction, Names, NonNegative, Positive, Section, Whole
 from retain.training.loop import TrainingSettings
 
 
