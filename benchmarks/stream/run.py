@@ -285,7 +285,7 @@ def settings(options: argparse.Namespace, stream: Stream) -> dict[str, Any]:
         "questions": sum(map(len, stream.questions.values())),
         "seed": options.seed,
         "model": options.model,
-        "config": configured(options).model_dump(mode="json", exclude={"workspace", "model"}),
+        "config": configured(options).model_dump(mode="json", include={"study", "learn", "retention", "gate", "route", "generate"}),
     }
 
 

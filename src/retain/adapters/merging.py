@@ -63,6 +63,9 @@ def merge(method: str, adapters: Sequence[Adapter], weights: Sequence[float] | N
         near = difflib.get_close_matches(method, MERGE_METHODS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise AdapterError(f"no way of merging is called {method!r}: there are {', '.join(sorted(MERGE_METHODS))}{hint}")
+    other = next((adapter.spec.kind for adapter in adapters if adapter.spec.kind != "lora"), None)
+    if other:
+        raise AdapterError(f"an adapter of kind {other!r} cannot be merged: only LoRA adapters can")
     known = MERGE_METHODS[method].options
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -33,12 +33,12 @@ def list_adapters(here: Session) -> None:
 
     titles = names(here.open())
     figures = ("rank", "parameters", "size", "a document")
-    rows = table("adapter", "learned from", "domain", *figures, "in use", right=figures)
+    rows = table("adapter", "learned from", "domain", "learner", *figures, "in use", right=figures)
     for adapter in adapters:
         learned = Text(few([titles.get(document) or document for document in adapter.documents]) or "imported")
         sizes = (str(adapter.rank), amount(adapter.parameters), data_size(adapter.bytes), data_size(adapter.bytes_per_document))
         in_use = Text("yes", style="green") if adapter.enabled else Text("no", style="yellow")
-        rows.add_row(adapter.name, learned, adapter.domain, *sizes, in_use)
+        rows.add_row(adapter.name, learned, adapter.domain, adapter.learner, *sizes, in_use)
     here.out.print(rows)
     used = [adapter for adapter in adapters if adapter.enabled and adapter.documents]
     documents, size = len({key for adapter in used for key in adapter.documents}), sum(adapter.bytes for adapter in used)
@@ -62,6 +62,7 @@ def show_adapter(here: Session, name: Name) -> None:
         ("adapter", Text(adapter.name, style="bold")),
         ("digest", Text(adapter.digest)),
         ("domain", Text(adapter.domain)),
+        ("learner", Text(adapter.learner)),
         ("documents", Text("\n".join(about) or "none")),
         ("rank", Text(str(adapter.rank))),
         ("sites", Text(sites(adapter.sites))),

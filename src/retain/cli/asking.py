@@ -24,6 +24,7 @@ Adapters = Annotated[
     list[str] | None, typer.Option("--adapter", help="Answer with this adapter instead of routing; may be repeated.", metavar="NAME")
 ]
 Base = Annotated[bool, flag("--base", "Answer with the base model alone.")]
+Learner = Annotated[str | None, typer.Option(help="Answer with what this learner made alone (see retain learn).", metavar="NAME")]
 Model = Annotated[str | None, typer.Option(help="Base model: name, folder or GGUF file (default: model.name).", metavar="NAME")]
 _HELP = "/sources shows the passages of the last answer, /clear starts afresh, /quit (or Ctrl-D) leaves"
 
@@ -43,6 +44,7 @@ def ask(
     no_retrieval: NoRetrieval = False,
     adapter: Adapters = None,
     base: Base = False,
+    learner: Learner = None,
     sources: Sources = False,
     model: Model = None,
 ) -> None:
@@ -53,7 +55,7 @@ def ask(
     if not question.strip():
         raise CommandError('the question is empty: retain ask "..."')
     lm = here.open(model=model, create=True)
-    options = {"max_tokens": max_tokens, "temperature": temperature, "retrieval": False if no_retrieval else None}
+    options = {"max_tokens": max_tokens, "temperature": temperature, "retrieval": False if no_retrieval else None, "learner": learner}
     answer = answered(here, lm, question, adapters=by_name(adapter, base), **options)
     if here.json:
         here.emit(answer)
@@ -75,6 +77,7 @@ def chat(
     no_retrieval: NoRetrieval = False,
     adapter: Adapters = None,
     base: Base = False,
+    learner: Learner = None,
     model: Model = None,
 ) -> None:
     """Talk to the model about what it learned.
@@ -103,6 +106,7 @@ def chat(
             here.note(_HELP)
         elif words:
             options = {"max_tokens": max_tokens, "temperature": temperature, "retrieval": False if no_retrieval else None}
+            options["learner"] = learner
             try:
                 last = answered(here, lm, words, history=tuple(history), adapters=by_name(adapter, base), **options)
             except KeyboardInterrupt:

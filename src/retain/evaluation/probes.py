@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from retain.data import DataError, Message, dialogue_example, prompt_tokens
 from retain.data.chat import affixes, tokenise, user_turn
 from retain.evaluation.answers import contains
-from retain.lm.generation import Sampling, generate
+from retain.lm.generation import Processor, Sampling, generate
 from retain.lm.model import Injection, LanguageModel
 from retain.lm.packing import Packed, common_prefix, targets
 
@@ -42,13 +42,13 @@ class Probe:
 
 def answer_questions(
     model: LanguageModel, questions: Sequence[str], injection: Injection | None = None, contexts: Sequence[str | None] | None = None,
-    max_tokens: int = 24, batch: int = 64, tell: Tell | None = None,
+    max_tokens: int = 24, batch: int = 64, tell: Tell | None = None, processors: Sequence[Processor] = (),
 ) -> list[str]:  # fmt: skip
     """Greedy answers, in the order of the questions.
 
     contexts: a text to answer from for each question, or None; what does not fit the model's context is cut off at its end.
     batch: questions at a time; an injection with one weight per row needs all in one (``batch`` >= number of questions).
-    tell: is called after every batch.
+    tell: is called after every batch. processors: of logits, for questions that are all in one batch: row n is question n.
     """
     if not questions:
         return []
@@ -63,7 +63,8 @@ def answer_questions(
     for first in range(0, len(order), batch):
         members = sorted(order[first : first + batch])
         found = generate(
-            model, [prompts[number] for number in members], Sampling(max_tokens=max_tokens, stop=stop), injection, batch=batch
+            model, [prompts[number] for number in members], Sampling(max_tokens=max_tokens, stop=stop), injection, processors,
+            batch=batch,
         )  # fmt: skip
         for number, text in zip(members, found, strict=True):
             texts[number] = text.strip()

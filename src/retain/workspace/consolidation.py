@@ -16,6 +16,7 @@ from retain.adapters import Adapter
 from retain.data.examples import Example
 from retain.evaluation.probes import Probe
 from retain.learners.lora import Candidate, sites_of
+from retain.learners.registry import DEFAULT
 from retain.learners.study import StudySet, study_examples
 from retain.training.loop import TrainingError
 from retain.workspace.errors import NotFound, WorkspaceError
@@ -23,7 +24,17 @@ from retain.workspace.knowledge import Knowledge, stored_document
 from retain.workspace.records import ActiveAdapter, State
 from retain.workspace.records import Probe as StoredProbe
 from retain.workspace.reports import Event, Update
-from retain.workspace.transaction import ATTEMPTS, Tell, certify, check_kept, refusal_of, shared_name, train_candidate, with_candidate
+from retain.workspace.transaction import (
+    ATTEMPTS,
+    Tell,
+    certify,
+    check_kept,
+    cost_of,
+    refusal_of,
+    shared_name,
+    train_candidate,
+    with_candidate,
+)
 
 PLAIN, STRONGER = ATTEMPTS[:2]
 
@@ -90,7 +101,7 @@ class Consolidation:
         """The state with a document's shared adapters trained anew for their other documents, from nothing, as well as the attempts allow,
         and for each the documents and what it answers. Raises TrainingError."""
         changes = []
-        for item in [item for item in state.adapters if document in item.documents]:
+        for item in [item for item in state.adapters if document in item.documents and item.learner == DEFAULT]:
             others = tuple(key for key in item.documents if key != document)
             rest = state.with_adapters([other for other in state.adapters if other is not item])
             keeps_name = len(others) > 1 or self.knowledge.config.learn.adapter_per == "domain"
@@ -108,7 +119,7 @@ class Consolidation:
         groups: dict[str, list[ActiveAdapter]] = {}
         for item in self.knowledge.ledger.state().adapters:
             domains = {domain_of[key] for key in item.documents}
-            if item.weight and len(domains) == 1:
+            if item.weight and item.learner == DEFAULT and len(domains) == 1:
                 groups.setdefault(domains.pop(), []).append(item)
         return groups
 
@@ -152,8 +163,8 @@ class Consolidation:
             facts |= {f"bytes_{when}": size, f"bytes_per_document_{when}": round(size / len(documents))}
         entries = made.documents or [{"id": key} for key in documents]
         certificate = certify(
-            knowledge, entries, knowledge.config, started, made.candidate, made.learned, made.kept, made.refusal, made.attempts,
-            consolidated=facts,
+            knowledge, entries, knowledge.config, started, cost_of(made.candidate) if made.candidate else {}, made.learned, made.kept,
+            made.refusal, made.attempts, consolidated=facts,
         )  # fmt: skip
         if made.refusal:
             record = ledger.reject_update("consolidate", documents, made.refusal, certificate)

@@ -10,26 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from retain.config import Config, load_config
-from retain.data.cleanup import clean_documents
 from retain.data.document import Document, Message, QuestionAnswer
-from retain.data.duplicates import NearDuplicateIndex, Signature
-from retain.data.examples import Example, prompt_tokens
-from retain.data.readers import read_path
-from retain.lm.generation import Sampling, generate, stream
+from retain.data.examples import prompt_tokens
+from retain.learners.registry import DEFAULT, check_learner
+from retain.lm.generation import Processor, Sampling, generate, stream
 from retain.lm.model import LanguageModel
 from retain.workspace import transaction
 from retain.workspace.consolidation import Consolidation
 from retain.workspace.errors import Conflict, NotFound, WorkspaceError
-from retain.workspace.knowledge import Decision, Knowledge, stored_document
+from retain.workspace.knowledge import Decision, Knowledge, processors_of, stored_document
+from retain.workspace.learning import Learnable, Learning, with_learner
 from retain.workspace.ledger import Ledger
 from retain.workspace.lock import WriterLock
 from retain.workspace.records import ActiveAdapter, Checkpoint, DocumentRecord, State, to_json
-from retain.workspace.records import Probe as StoredProbe
 from retain.workspace.reports import AdapterInfo, Answer, Diff, Event, Source, Update, Verification
 from retain.workspace.store import Store
-
-Learnable = str | Path | Document
-LEARNERS = ("lora",)
 
 
 class ContinualLM:
@@ -55,7 +50,7 @@ class ContinualLM:
         self._progress = progress
         self._wanted = model
         self._knowledge: Knowledge | None = None
-        self._general: list[Example] | None = None
+        self._learning = Learning(self.ledger, self.store, config, lambda: self.knowledge, self._tell)
 
     @classmethod
     def open(
@@ -71,14 +66,12 @@ class ContinualLM:
         """Open (or create) a workspace: a directory, or a name, which is a directory below the current one.
 
         ``model``: name, directory, GGUF file or hub name of the base, or a loaded :class:`LanguageModel`; it is loaded on first use.
-        Raises WorkspaceError, ConfigError.
+        ``learner``: the way of learning, instead of the configured one. Raises WorkspaceError, ConfigError, LearnerError.
         """
         root = Path(workspace).expanduser()
         settings = config or load_config(root if root.is_dir() else None)
-        if learner is not None:
-            settings = settings.model_copy(update={"learn": settings.learn.model_copy(update={"learner": learner})})
-        if settings.learn.learner not in LEARNERS:
-            raise WorkspaceError(f"unknown learner {settings.learn.learner!r}; there is {', '.join(LEARNERS)}")
+        settings = with_learner(settings, learner)
+        check_learner(settings.learn.learner)
         return cls(root, settings, model, progress, create)
 
     def __enter__(self) -> ContinualLM:
@@ -171,14 +164,15 @@ class ContinualLM:
         """Learn everything given, in order. Every document is durably queued before the first one is learned."""
         domain = self.config.learn.domain if domain is None else domain
         importance = self.config.learn.importance if importance is None else importance
-        documents = [document for item in what for document in self._read(item, domain, importance, title)]
+        learning = self._learning
+        documents = [document for item in what for document in learning.read(item, domain, importance, title)]
         if questions:
             pairs = tuple(_pair(question) for question in questions)
             documents = [replace(document, pairs=(*document.pairs, *pairs)) for document in documents]
         if dry_run:
-            return [self._plan(document) for document in documents]
+            return [learning.plan(document) for document in documents]
         with self._writing():
-            known = [self._queue(document) for document in documents]
+            known = [learning.queue(document) for document in documents]
             return [update or self._learn(document) for document, update in zip(documents, known, strict=True)]
 
     def learn_pending(self, *, dry_run: bool = False) -> list[Update]:
@@ -187,85 +181,14 @@ class ContinualLM:
             waiting = self.ledger.documents("pending")
             documents = [self._stored(record) for record in waiting]
             if dry_run:
-                return [self._plan(document) for document in documents]
+                return [self._learning.plan(document) for document in documents]
             return [self._learn(document) for document in documents]
 
-    def _read(self, item: Learnable, domain: str, importance: float, title: str | None) -> Iterator[Document]:
-        if isinstance(item, Document):
-            found: Iterable[Document] = [item]
-        elif isinstance(item, str) and not Path(item).exists() and _is_text(item):
-            found = [Document.from_text(item, title, domain=domain, importance=importance)]
-        else:
-            found = read_path(Path(item), domain=domain, importance=importance, on_note=lambda note: self._tell(Event("note", str(note))))
-        report = clean_documents([replace(document, title=title) if title else document for document in found])
-        for note in report.notes:
-            self._tell(Event("note", str(note)))
-        for dropped in report.dropped:
-            self._tell(Event("note", f"left out {dropped.where}: {dropped.reason}"))
-        if not report.kept and report.dropped:
-            from retain.data.errors import DataError
-
-            raise DataError(f"nothing to learn: {report.dropped[0].reason}", path=str(report.dropped[0].where))
-        for document in report.kept:
-            self._tell(Event("read", document.title))
-            yield document
-
-    def _queue(self, document: Document) -> Update | None:
-        """Store a document durably as pending; an update that changes nothing when it is known already."""
-        signature = Signature.of(document.text)
-        known = next((record for record in self.ledger.documents() if record.id == document.id), None)
-        if known is not None and known.status == "committed":
-            return self._unchanged(known.id, f"already learned as {known.title!r} in update {known.update}")
-        if known is None and not document.pairs and not document.messages:
-            twin = NearDuplicateIndex.restore(self.ledger.signatures().items()).find(signature)
-            if twin is not None and self.ledger.document(twin.id).status == "committed":
-                title = self.ledger.document(twin.id).title
-                return self._unchanged(twin.id, f"{twin.similarity:.0%} the same as {title!r}, which is learned already")
-        blob = self.store.put(to_json(document.to_dict()).encode())
-        facts = {name: getattr(document, name) for name in ("id", "title", "source", "domain", "importance", "kind")}
-        self.ledger.add_document(facts, blob, chars=len(document.text), signature=signature.to_bytes())
-        if known is not None and known.status in ("rejected", "failed"):
-            self.ledger.set_status([document.id], "pending")
-        return None
-
     def _learn(self, document: Document) -> Update:
-        """One transaction. Whatever happens, the document ends committed, rejected with a reason, or still pending."""
-        knowledge = self.knowledge
-        self.ledger.set_status([document.id], "learning")
-        try:
-            before = self.ledger.head()
-            state = self._with_skill(self.state)
-            budget = self.config.gate.probe_budget
-            old = self.ledger.sample_probes(budget, self.config.learn.seed, exclude=[document.id]) if budget else []
-            outcome = transaction.learn_document(knowledge, document, state, self.config, self._general_examples, old, self._tell)
-            study = self.store.put(outcome.study.to_json())
-            if outcome.refusal:
-                self.ledger.set_study(document.id, study)
-                record = self.ledger.reject_update("learn", [document.id], outcome.refusal, outcome.certificate)
-                self._tell(Event("note", f"{document.title}: rejected, {outcome.refusal}; nothing was changed"))
-                return Update.of(record)
-            after = self.store.put(outcome.state.to_bytes())
-            probes = [
-                StoredProbe(probe.question, probe.answer, document.id, float(score), document.importance, True)
-                for probe, score in zip(outcome.probes, outcome.scores, strict=True)
-            ]
-            with self.ledger.transaction():
-                record = self.ledger.commit_update(
-                    "learn", before, after, documents=[document.id], chunks=outcome.chunks, certificate=outcome.certificate
-                )
-                self.ledger.add_probes(probes)
-                self.ledger.set_study(document.id, study)
-        except KeyboardInterrupt:
-            self.ledger.set_status([document.id], "pending", "interrupted")
-            raise
-        except WorkspaceError:
-            raise  # the ledger itself is in trouble: the document is found half-learned and pending again at the next opening
-        except Exception as error:
-            self.ledger.set_status([document.id], "failed", " ".join(str(error).split())[:300])
-            raise
-        self._tell(Event("commit", f"{document.title} is learned ({record.id})"))
-        self._consolidation().run_when_due(document.domain)
-        return Update.of(record)
+        update = self._learning.learn(document)
+        if update.status == "committed" and self.config.learn.learner == DEFAULT:
+            self._consolidation().run_when_due(document.domain)
+        return update
 
     def consolidate(self, domain: str | None = None) -> Update | None:
         """Let the documents of a domain share one adapter that takes the place of theirs; None when there are not two adapters to join.
@@ -278,37 +201,7 @@ class ContinualLM:
             return self._consolidation().run(domain)
 
     def _consolidation(self) -> Consolidation:
-        return Consolidation(self.knowledge, self._general_examples, self._tell)
-
-    def _with_skill(self, state: State) -> State:
-        if "skill" in state.objects:
-            return state
-        from retain.learners.skills import shipped_skill
-
-        skill = shipped_skill(self.model)
-        return state if skill is None else replace(state, objects={**state.objects, "skill": self.knowledge.keep(skill)})
-
-    def _general_examples(self) -> list[Example]:
-        if self._general is None:
-            self._general = transaction.general_examples(self.model)
-        return self._general
-
-    def _plan(self, document: Document) -> Update:
-        from retain.learners.study import build_study, kinds, study_examples
-
-        rules_only = self.config.study.model_copy(update={"writer": "none"})  # a plan asks no model, and sends nothing away
-        study = build_study(self.model, None, document, rules_only, self.config.learn.seed)
-        examples = study_examples(self.model, document, study)
-        tokens = sum(len(example.tokens) for example in examples)
-        plan = {
-            "items": kinds(study.train),
-            "probes": len(study.probes),
-            "examples": len(examples),
-            "tokens": tokens * self.config.learn.epochs,
-        }
-        return Update(
-            "", 0, "learn", "dry-run", [document.id], "", {"documents": [{"id": document.id, "title": document.title}], "plan": plan}, ""
-        )
+        return Consolidation(self.knowledge, self._learning.general_examples, self._tell)
 
     # --- asking --------------------------------------------------------------------------------------------------------------------
 
@@ -321,21 +214,26 @@ class ContinualLM:
         history: Sequence[Any] = (),
         retrieval: bool | None = None,
         adapters: Sequence[str] | None = None,
+        learner: str | None = None,
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
         """Answer a question with the adapters of the documents that it speaks of; a question about none gets the untouched base.
 
         ``retrieval``: put passages of those documents into the context (default from the configuration); ``adapters``: use exactly
-        these by name instead of routing.
+        these by name instead of routing; ``learner``: with what this learner made alone. Raises LearnerError, NotFound.
         """
+        if learner is not None:
+            check_learner(learner)
         started = time.perf_counter()
         knowledge, state, settings = self.knowledge, self.state, self.config.generate
         if adapters is None:
-            decision = knowledge.decide(question, state)
+            decision = knowledge.decide(question, state, learner=learner)
         else:
             chosen = tuple(self._adapter(name) for name in adapters)
             decision = Decision(chosen, tuple(document for item in chosen for document in item.documents))
-        context, hits = knowledge.context(question, decision) if (settings.retrieval if retrieval is None else retrieval) else (None, [])
+        aid = knowledge.aid(question, decision)
+        with_passages = (settings.retrieval if retrieval is None else retrieval) and not (aid.context and not decision.injected)
+        context, hits = knowledge.context(question, decision) if with_passages else (aid.context, [])
         sampling = Sampling(
             max_tokens or settings.max_tokens,
             settings.temperature if temperature is None else temperature,
@@ -345,20 +243,22 @@ class ContinualLM:
         room = self.model.context - sampling.max_tokens
         prompt = prompt_tokens(self.model.tokenizer, question, context, history=[_message(turn) for turn in history], max_tokens=room)
         used = decision.beside_passages(settings.weight_beside_passages) if context else decision
-        injection = knowledge.injection(used, state)
+        injection, processors = knowledge.injection(used, state), processors_of([aid])
         if on_token is None:
-            text, count = generate(self.model, [prompt], sampling, injection)[0], 0
+            text = generate(self.model, [prompt], sampling, injection, processors)[0]
             count = len(self.model.tokenizer(text, add_special_tokens=False).input_ids)
         else:
-            text, count = self._streamed(prompt, sampling, injection, on_token)
+            text, count = self._streamed(prompt, sampling, injection, processors, on_token)
         scores = {item.document: item.score for item in decision.matches}
         sources = [Source(hit.document, self.ledger.document(hit.document).title, hit.text, scores.get(hit.document, 0.0)) for hit in hits]
         return Answer(text.strip(), sources, [item.name for item in used.adapters], time.perf_counter() - started, count)
 
-    def _streamed(self, prompt: Sequence[int], sampling: Sampling, injection: Any, on_token: Callable[[str], None]) -> tuple[str, int]:
+    def _streamed(
+        self, prompt: Sequence[int], sampling: Sampling, injection: Any, processors: Sequence[Processor], on_token: Callable[[str], None]
+    ) -> tuple[str, int]:
         ids: list[int] = []
         shown = ""
-        for _, token in stream(self.model, [prompt], sampling, injection):
+        for _, token in stream(self.model, [prompt], sampling, injection, processors):
             ids.append(token)
             text = self.model.tokenizer.decode(ids, skip_special_tokens=True)
             if not text.endswith("\ufffd"):  # an unfinished character
@@ -428,17 +328,22 @@ class ContinualLM:
     def forget(self, document: str, *, drop_checkpoints: bool = False) -> Update:
         """Remove a document and everything that was learned from it, for good: text, passages, probes, adapters, history states.
 
-        A shared adapter is trained anew, from nothing, on the study sets of its other documents. Raises NotFound, Conflict, TrainingError.
+        A shared adapter is trained anew, from nothing, on the study sets of its other documents, and so is what learners built on it.
+        Raises NotFound, Conflict, TrainingError, LearnerError.
         """
         with self._writing():
             record = self.ledger.document(document)
             if record.status == "forgotten":
                 raise Conflict(f"{record.id} is forgotten already")
             touched = [item.name for item in self.state.adapters if record.id in item.documents]
-            state = self.state.with_adapters([item for item in self.state.adapters if item.documents != (record.id,)])
+            state = self.state
             changes: list[dict[str, Any]] = []
+            if any(item.learner != DEFAULT and record.id in item.documents for item in state.adapters):
+                state, changes = self._learning.without(state, record.id)
+            state = state.with_adapters([item for item in state.adapters if item.documents != (record.id,)])
             if record.id in state.documents():
-                state, changes = self._consolidation().without(state, record.id)
+                state, retrained = self._consolidation().without(state, record.id)
+                changes = [*changes, *retrained]
             after = self.store.put(state.to_bytes())
             facts = {"removed_adapters": touched, "retrained": changes}
             certificate = transaction.seal({"documents": [{"id": record.id}], **facts})
@@ -606,7 +511,7 @@ class ContinualLM:
         from retain.adapters import AdapterSpec
 
         tensors, metadata = self.store.get_tensors(item.digest)
-        spec = AdapterSpec.from_json(metadata["spec"])
+        spec = AdapterSpec.from_json(metadata["spec"]) if "spec" in metadata else AdapterSpec("memory", "", (), 0, 0.0)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         domains = {self.ledger.document(key).domain for key in item.documents}
         return AdapterInfo(
@@ -620,10 +525,8 @@ class ContinualLM:
             size,
             bool(item.weight),
             round(size / len(item.documents)) if item.documents else None,
+            item.learner,
         )
-
-    def _unchanged(self, document: str, reason: str) -> Update:
-        return Update(self.ledger.document(document).update, 0, "learn", "unchanged", [document], "", {}, reason)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -639,12 +542,6 @@ class ContinualLM:
     def _tell(self, event: Event) -> None:
         if self._progress is not None:
             self._progress(event)
-
-
-def _is_text(item: str) -> bool:
-    """Whether a string is a text rather than the path of a file that is not there: it has a line break or ends a sentence."""
-    stripped = item.strip()
-    return "\n" in stripped or (" " in stripped and stripped[-1:] in ".!?")
 
 
 def _pair(question: Any) -> QuestionAnswer:

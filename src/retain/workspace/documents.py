@@ -128,6 +128,11 @@ class Documents(Database):
                 added.append(int(self._connection.execute(statement, values).lastrowid or 0))
         return added
 
+    def remove_probes(self, document: str) -> None:
+        """Drop the probes of a document."""
+        with self.transaction():
+            self._connection.execute("DELETE FROM probes WHERE document = ?", (document,))
+
     def set_baselines(self, scores: Mapping[int, float]) -> None:
         """Record what probes scored."""
         with self.transaction():

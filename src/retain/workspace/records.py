@@ -110,12 +110,14 @@ class Event:
 
 @dataclass(frozen=True)
 class ActiveAdapter:
-    """An adapter in use: its object, its weight, and the documents it was learned from."""
+    """An adapter in use, or what a learner without adapters keeps: its object, its weight, the documents it was learned from, and the
+    learner that made it."""
 
     name: str
     digest: str
     weight: float = 1.0
     documents: tuple[str, ...] = ()
+    learner: str = "lora"
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ class Diff(_Plain):
 
 @dataclass(frozen=True)
 class AdapterInfo(_Plain):
-    """One adapter of the current state. ``bytes_per_document`` is None for one that belongs to no document."""
+    """One adapter of the current state, or what a learner without adapters keeps (rank 0). ``bytes_per_document`` is None for one that
+    belongs to no document."""
 
     name: str
     digest: str
@@ -104,3 +105,4 @@ class AdapterInfo(_Plain):
     bytes: int
     enabled: bool = True
     bytes_per_document: int | None = None
+    learner: str = "lora"

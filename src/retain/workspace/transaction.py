@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from retain.adapters import Adapter, inject
@@ -17,13 +18,15 @@ from retain.data.examples import Example, text_example
 from retain.evaluation.answers import contains
 from retain.evaluation.control import load_control
 from retain.evaluation.probes import Probe, mean_kl, perplexity
+from retain.learners.base import Lesson
 from retain.learners.lora import Candidate, sites_of, train_adapter
+from retain.learners.registry import DEFAULT, learner_named
 from retain.learners.study import StudySet, build_study, kinds, study_examples
 from retain.lm.devices import give_memory_back, machine_facts
 from retain.lm.generation import Sampling, generate
 from retain.retention.registry import Resources, build
 from retain.training.loop import Progress, TrainingError
-from retain.workspace.knowledge import Decision, Knowledge
+from retain.workspace.knowledge import Decision, Knowledge, passages_of
 from retain.workspace.memory import keep_memory, load_memory
 from retain.workspace.records import ActiveAdapter, Chunk, State, to_json
 from retain.workspace.reports import Event
@@ -97,10 +100,10 @@ def learn_document(
     model, skill = knowledge.model, knowledge.skill(state)
     preparing = f"writing the study set of {document.title}"
     tell(Event("study", preparing))
-    study = build_study(
-        model, skill, document, config.study, config.learn.seed, lambda done, total: tell(Event("study", preparing, done, total))
-    )
-    examples = study_examples(model, document, study, skill, config.study.distillation)
+    studies = config.learn.learner == DEFAULT or learner_named(config.learn.learner).studies
+    how = config.study if studies else config.study.model_copy(update={"writer": "none"})  # probes alone: the rules are enough
+    study = build_study(model, skill, document, how, config.learn.seed, lambda done, total: tell(Event("study", preparing, done, total)))
+    examples = study_examples(model, document, study, skill, config.study.distillation) if studies else []
     probes = tuple(Probe(document.id, item.prompt, item.completion) for item in study.probes if item.prompt)
     pieces = document_chunks(model, document)
     text = "\n".join([document.title, *(f"{piece.heading}\n{piece.text}" for piece in pieces)])
@@ -108,39 +111,96 @@ def learn_document(
     give_memory_back()
 
     refusal, certificate, outcome = "", {}, None
-    attempts = attempts_of(knowledge, document, state, config)
-    for number, (attempt, place) in enumerate(attempts, 1):
-        rest = state.with_adapters([item for item in state.adapters if item.name != place.name])
-        start, memory = (knowledge.adapter(place.digest), state.retention.get(place.name)) if place.digest else (None, None)
-        every = config.retention.refresh_after
-        refresh = start is not None and every > 0 and len(place.documents) % every == every - 1
+    trials = _trials(knowledge, document, state, config, examples, study, pieces, general, tell)
+    knowledge.fresh = {document.id: passages_of(pieces)}  # what the index does not have yet
+    for number, trial in enumerate(trials, 1):
         try:
-            candidate = train_candidate(
-                knowledge, document.id, document.title, examples, config, attempt, rest, general, tell, start, memory, refresh
-            )  # fmt: skip
+            made = trial()
         except TrainingError as error:
             refusal = str(error)
-            certificate = certify(knowledge, [{"id": document.id}], config, started, None, {}, {}, refusal, number)
+            certificate = certify(knowledge, [{"id": document.id}], config, started, {}, {}, {}, refusal, number)
             continue
         give_memory_back()
-        adapter = candidate.adapter.scaled(attempt.scale) if attempt.scale != 1.0 else candidate.adapter
-        after = with_candidate(
-            knowledge, rest, replace(place, documents=(*place.documents, document.id)), replace(candidate, adapter=adapter)
-        )
+        after = made.state
         tell(Event("check", f"asking what {document.title} taught and what was known before"))
         extra = {document.id: text}
         decisions = [knowledge.decide(probe.question, after, extra) for probe in probes]
         scores = knowledge.recalls(probes, decisions, after)
         learned = {"recall_before": _mean(before), "recall_after": _mean(scores), "probes": len(probes), "items": kinds(study.train)}
-        kept = check_kept(knowledge, state, after, extra, old, adapter, skill)
+        kept = check_kept(knowledge, state, after, extra, old, made.adapter, skill)
         refusal = refusal_of(config, kept) or _not_learned(config, learned)
-        certificate = certify(knowledge, [{"id": document.id}], config, started, candidate, learned, kept, refusal, number)
+        certificate = certify(knowledge, [{"id": document.id}], config, started, made.cost, learned, kept, refusal, number)
         outcome = Outcome(after, pieces, probes, tuple(scores), study, certificate, refusal)
         give_memory_back()
         if not refusal:
             return outcome
-        tell(Event("note", f"attempt {number} of {len(attempts)}: {refusal}"))
+        tell(Event("note", f"attempt {number} of {len(trials)}: {refusal}"))
     return outcome or Outcome(state, pieces, probes, (), study, certificate, refusal)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a trial made: the state with it, the adapter where it is one, and what it cost."""
+
+    state: State
+    adapter: Adapter | None
+    cost: dict[str, Any]
+
+
+def _trials(
+    knowledge: Knowledge, document: Document, state: State, config: Config, examples: Sequence[Example], study: StudySet,
+    pieces: Sequence[Chunk], general: Callable[[], Sequence[Example]], tell: Tell,
+) -> list[Callable[[], Made]]:  # fmt: skip
+    """The ways in which a document is tried to be learned, one after another; each raises TrainingError when it had no effect."""
+    if config.learn.learner != DEFAULT:
+        return [partial(learn_lesson, knowledge, document, state, config, examples, study, pieces, tell)]
+
+    def trial(attempt: Attempt, place: ActiveAdapter) -> Made:
+        rest = state.with_adapters([item for item in state.adapters if item.name != place.name])
+        start, memory = (knowledge.adapter(place.digest), state.retention.get(place.name)) if place.digest else (None, None)
+        every = config.retention.refresh_after
+        refresh = start is not None and every > 0 and len(place.documents) % every == every - 1
+        candidate = train_candidate(
+            knowledge, document.id, document.title, examples, config, attempt, rest, general, tell, start, memory, refresh
+        )  # fmt: skip
+        adapter = candidate.adapter.scaled(attempt.scale) if attempt.scale != 1.0 else candidate.adapter
+        candidate = replace(candidate, adapter=adapter)
+        after = with_candidate(knowledge, rest, replace(place, documents=(*place.documents, document.id)), candidate)
+        return Made(after, adapter, cost_of(candidate))
+
+    return [partial(trial, attempt, place) for attempt, place in attempts_of(knowledge, document, state, config)]
+
+
+def learn_lesson(
+    knowledge: Knowledge, document: Document, state: State, config: Config, examples: Sequence[Example], study: StudySet,
+    pieces: Sequence[Chunk], tell: Tell,
+) -> Made:  # fmt: skip
+    """Learn a document by the configured learner, which is not the default one. Raises TrainingError, LearnerError."""
+    learner = learner_named(config.learn.learner)
+    before = [item for item in state.adapters if item.learner == learner.name and document.id not in item.documents]
+    shared = learner.form == "shared"
+    lesson = Lesson(
+        document=document,
+        passages=passages_of(pieces),
+        examples=tuple(examples) if learner.studies else (),
+        pairs=tuple((item.prompt, item.completion) for item in study.train if item.prompt),
+        skill=knowledge.skill(state),
+        earlier=tuple(("" if shared else item.documents[0], knowledge.memory(item.digest)) for item in before),
+        seed=config.learn.seed,
+    )
+
+    def told(doing: str, done: int, total: int, numbers: Mapping[str, Any]) -> None:
+        tell(Event("train", f"{document.title}: {doing}" if doing else document.title, done, total, numbers))
+
+    learned = learner.learn(knowledge.model, lesson, config, told)
+    documents = (*(before[0].documents if shared and before else ()), document.id)
+    name = learner.name if shared else f"{document.id}.{learner.name}"
+    item = ActiveAdapter(name, knowledge.keep(learned.memory), 1.0, documents, learner.name)
+    after = state.with_adapters([*(other for other in state.adapters if other.name != name), item])
+    adapter = learned.memory if isinstance(learned.memory, Adapter) else None
+    values = learned.memory.tensors.values()
+    sizes = {"parameters": sum(tensor.numel() for tensor in values), "bytes": knowledge.store.path(item.digest).stat().st_size}
+    return Made(after, adapter, {**sizes, **learned.cost})
 
 
 def train_candidate(
@@ -163,7 +223,8 @@ def train_candidate(
     )
     names = protection.methods or (["replay"] if config.learn.adapter_per == "domain" else [])
     names = [*names, *(["kl"] if attempt.kl > 1 and "kl" not in names else [])]
-    earlier = [knowledge.adapter(item.digest).tensors for item in state.adapters] if "olora" in names else []
+    own = [item for item in state.adapters if item.learner == DEFAULT]
+    earlier = [knowledge.adapter(item.digest).tensors for item in own] if "olora" in names else []
     methods = build(names, protection, Resources(general() if "kl" in names else (), earlier, config.learn.seed))
     known = load_memory(knowledge.store, memory) if memory and start is not None else {}
     for method in methods:
@@ -192,7 +253,8 @@ def attempts_of(knowledge: Knowledge, document: Document, state: State, config: 
     domain_of = {record.id: record.domain for record in knowledge.ledger.documents()}
     growing = [
         item for item in state.adapters
-        if item.weight and item.name not in item.documents and {domain_of[key] for key in item.documents} == {document.domain}
+        if item.weight and item.learner == DEFAULT and item.name not in item.documents
+        and {domain_of[key] for key in item.documents} == {document.domain}
         and knowledge.whole(item)
     ]  # fmt: skip
     if not growing:
@@ -313,28 +375,31 @@ def _not_learned(config: Config, learned: Mapping[str, Any]) -> str:
     return ""
 
 
+def cost_of(candidate: Candidate) -> dict[str, Any]:
+    """What training a candidate cost, for its certificate."""
+    report, adapter = candidate.report, candidate.adapter
+    return {
+        "training_seconds": round(report.seconds, 3),
+        "tokens": report.tokens,
+        "supervised_tokens": report.supervised,
+        "steps": report.steps,
+        "parameters": adapter.parameter_count,
+        "bytes": adapter.byte_count,
+        "first_loss": report.losses[0],
+        "last_loss": report.losses[-1],
+        "parameter_change": report.change,
+    }
+
+
 def certify(
-    knowledge: Knowledge, documents: Sequence[Mapping[str, Any]], config: Config, started: float, candidate: Candidate | None,
+    knowledge: Knowledge, documents: Sequence[Mapping[str, Any]], config: Config, started: float, cost: Mapping[str, Any],
     learned: Mapping[str, Any], kept: Mapping[str, Any], refusal: str, attempts: int, **facts: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """The sealed certificate of a checked candidate (None: its training failed). ``documents`` begin with their ``id``; ``started``
-    is the ``time.perf_counter()`` of the beginning; ``facts`` are added as they are."""
+    """The sealed certificate of a checked candidate, with what its training ``cost`` (nothing: it failed). ``documents`` begin with
+    their ``id``; ``started`` is the ``time.perf_counter()`` of the beginning; ``facts`` are added as they are."""
     from importlib import metadata
 
-    report, adapter = (candidate.report, candidate.adapter) if candidate else (None, None)
-    cost: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 3)}
-    if report is not None and adapter is not None:
-        cost |= {
-            "training_seconds": round(report.seconds, 3),
-            "tokens": report.tokens,
-            "supervised_tokens": report.supervised,
-            "steps": report.steps,
-            "parameters": adapter.parameter_count,
-            "bytes": adapter.byte_count,
-            "first_loss": report.losses[0],
-            "last_loss": report.losses[-1],
-            "parameter_change": report.change,
-        }
+    cost = {"seconds": round(time.perf_counter() - started, 3), **cost}
     return seal(
         {
             "documents": [dict(document) for document in documents],
@@ -343,7 +408,7 @@ def certify(
             "learner": config.learn.learner,
             "settings": config.learn.model_dump(mode="json")
             | {"retention": list(config.retention.methods), "study": study_settings(config)},
-            "cost": cost,
+            "cost": dict(cost),
             "learned": dict(learned),
             "kept": dict(kept),
             "gate": {
