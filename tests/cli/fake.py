@@ -88,6 +88,7 @@ class AdapterInfo(Plain):
     bytes: int
     enabled: bool = True
     bytes_per_document: int | None = None
+    learner: str = "lora"
 
 
 def certificate(document: str, title: str, number: int, verdict: str = "passed") -> dict[str, Any]:
