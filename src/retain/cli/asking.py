@@ -105,8 +105,8 @@ def chat(
         elif words.startswith("/"):
             here.note(_HELP)
         elif words:
-            options = {"max_tokens": max_tokens, "temperature": temperature, "retrieval": False if no_retrieval else None}
-            options["learner"] = learner
+            options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "learner": learner}
+            options["retrieval"] = False if no_retrieval else None
             try:
                 last = answered(here, lm, words, history=tuple(history), adapters=by_name(adapter, base), **options)
             except KeyboardInterrupt:

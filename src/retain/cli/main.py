@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retain import __version__
-from retain.cli import adapters, asking, bench, checkpoints, configuration, doctor, experiment, history, learning, model, report
+from retain.cli import adapters, asking, bench, checkpoints, compare, configuration, doctor, experiment, history, learning, model, report
 from retain.cli.command import Debug, Json, Workspace, add, command, examples_text, execute, flag
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _COMMANDS: tuple[tuple[str, Commands], ...] = (
             ("documents", history.documents),
         ),
     ),
-    ("Measure", (("report", report.report),)),
+    ("Measure", (("compare", compare.compare), ("report", report.report))),
 )
 _GROUPS: tuple[tuple[str, str, Commands], ...] = (
     (

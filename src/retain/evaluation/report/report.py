@@ -17,7 +17,7 @@ from retain.evaluation.report.tables import DASH, Method, Table, interval, metho
 from retain.evaluation.runs import CONFIG, RESULTS, Run, RunError
 
 NAME = "report.html"
-_TITLES = {"sequence": "Learning a sequence of tasks", "forgetting": "What a new task costs an old one"}
+_TITLES = {"sequence": "Learning a sequence of tasks", "forgetting": "What a new task costs an old one", "comparison": "Ways of learning"}
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def task_names(results: Mapping[str, Any], count: int) -> list[str]:
 def tables(results: Mapping[str, Any], methods: Sequence[Method]) -> list[Table]:
     """Every table that the results have something for."""
     score = str(results.get("score") or "accuracy")
-    made = [main_table(methods, score), final_table(methods, results, score), cost_table(methods)]
+    made = [comparison_table(results), main_table(methods, score), final_table(methods, results, score), cost_table(methods)]
     made += [curvature_table(results), bound_table(results), study_table(results)]
     return [table for table in made if table is not None]
 
@@ -158,6 +158,31 @@ def cost_table(methods: Sequence[Method]) -> Table | None:
             row.append(number(sum(known) / len(known) * factor) if known else DASH)
         rows.append(row)
     return Table("cost", "Cost of one run: mean over seeds", ["method", *(name for _, name, _ in shown)], rows)
+
+
+def comparison_table(results: Mapping[str, Any]) -> Table | None:
+    """What ways of learning reached and cost, mean over seeds; best first."""
+    found: Mapping[str, Any] = results.get("comparison") or {}
+    columns = (
+        ("contains", "right ↑", "share of the answers that hold the expected words, after the last document"),
+        ("exact", "exact ↑", "share of the answers that are the expected words (SQuAD)"),
+        ("f1", "F1 ↑", "overlap of words with the expected answer (SQuAD)"),
+        ("log_likelihood", "log-likelihood ↑", "of a token of the right answer, nats"),
+        ("forgetting", "forgotten ↓", "right just after a document was learned, less right at the end"),
+        ("control_lost", "control lost ↓", "share of the right answers to general questions that is lost"),
+        ("perplexity_rise", "perplexity ↓", "rise of the perplexity of general text, as a share"),
+        ("learn_seconds", "learn (s) ↓", "seconds to learn a document"),
+        ("answer_seconds", "answer (s) ↓", "seconds to answer a question, many at a time"),
+        ("tokens", "tokens", "that went through the model while learning"),
+        ("bytes_per_document", "bytes", "kept of a document"),
+    )
+    rows: list[list[Cell]] = []
+    for name in sorted(found, key=lambda arm: -float(found[arm]["contains"])):
+        values = found[name]
+        rows.append([name, *(DASH if values.get(key) is None else number(float(values[key])) for key, _, _ in columns)])
+    notes = [f"{head}: {meaning}" for _, head, meaning in columns]
+    caption = "Ways of learning: mean over seeds; ↑ higher is better, ↓ lower is better"
+    return Table("comparison", caption, ["way", *(head for _, head, _ in columns)], rows, notes) if rows else None
 
 
 def curvature_table(results: Mapping[str, Any]) -> Table | None:
