@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,17 @@ def test_sequence(place: Path) -> None:
     assert "naive, seed 1, digits" in result.stderr and "mean" in result.stderr
     assert "optimizer steps for digits 1 4 can teach little" in result.stderr  # a warning
     assert "retain report runs/split-digits" in result.stderr and (place / "runs/split-digits/results.json").is_file()
+
+
+@pytest.mark.parametrize("tool", ["mlflow", "tensorboard"])
+def test_tracking(tool: str, place: Path) -> None:
+    result = run("sequence", "split-digits", *SMALL, "--track", tool)
+    if importlib.util.find_spec(tool) is None:
+        assert result.exit_code == 2 and "pip install" in result.stderr and result.stderr.count("\n") == 1, result.stderr
+        assert not (place / "runs").exists()
+    else:
+        assert result.exit_code == 0, result.stderr
+        assert (place / "runs" / "mlflow.db").is_file() if tool == "mlflow" else list((place / "runs/tensorboard/split-digits").iterdir())
 
 
 def test_a_directory_is_never_overwritten(place: Path) -> None:
@@ -106,6 +118,7 @@ def test_dry_run(place: Path) -> None:
         (["split-digit"], "did you mean 'split-digits'?"),
         (["none.yaml"], "none.yaml: cannot be read"),
         (["split-digits", "--methods", "naiv"], "did you mean 'naive'?"),
+        (["split-digits", "--track", "mlfow"], "did you mean 'mlflow'?"),
         (["split-digits", "--methods", "o-lora"], "o-lora needs adapters"),
         (["split-digits", "--set", "training.epoch=1"], "did you mean training.epochs?"),
         (["split-digits", "--set", "epochs"], "it is KEY=VALUE"),

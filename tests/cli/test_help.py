@@ -39,7 +39,6 @@ SPELLED = {
     "checkpoint load": "NAME",
     "checkpoint list": "",
     "compare": "DOC --questions --learners --seeds --out --resume --dry-run",
-    "compare": "DOC --questions --learners --seeds --out --resume --dry-run",
     "report": "RUN --out",
     "bench qa": "--limit --in-context --retrieval --adapter --base --model --seed --out",
     "bench mc": "--data --shots --score --limit",

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from retain.cli.command import command
 from retain.cli.errors import CommandError
-from retain.cli.experiment.options import DryRun, Model, Out, Resume
+from retain.cli.experiment.options import DryRun, Model, Out, Resume, Track
 
 if TYPE_CHECKING:
     from retain.cli.session import Session
@@ -34,6 +34,7 @@ def compare(
     model: Model = None,
     out: Out = None,
     resume: Resume = False,
+    track: Track = None,
     dry_run: DryRun = False,
 ) -> None:
     """Compare ways of learning: the same documents and questions, each from a fresh state of its own.
@@ -43,7 +44,7 @@ def compare(
 
     Shown are right answers, what was lost of earlier documents and of general knowledge, and what it cost.
     """
-    from retain.cli.experiment.options import load, place_of, resumable
+    from retain.cli.experiment.options import load, place_of, resumable, writers_of
     from retain.cli.learning import gather, read_questions
     from retain.cli.progress import watching
     from retain.data.cleanup import clean_documents
@@ -73,7 +74,11 @@ def compare(
         "config": config.model_dump(mode="json", exclude={"workspace", "model"}),
     }  # fmt: skip
     place = place_of(f"compare-{documents[0].title}", out, resume, recorded)
-    with Run.create(place, recorded, resume=resume, seeds=range(seeds)) as run, resumable(here, place), watching(here):
+    with (
+        Run.create(place, recorded, resume=resume, seeds=range(seeds), writers=writers_of(track, place)) as run,
+        resumable(here, place),
+        watching(here),
+    ):
 
         def tell(at: Any) -> None:
             if not here.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from retain.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from retain.cli.session import Session
+    from retain.evaluation.writers import EventWriter
     from retain.lm.model import LanguageModel
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting, for example training.epochs=2.", metavar="KEY=VALUE")]
@@ -27,6 +28,7 @@ Limit = Annotated[int | None, typer.Option(min=2, help="At most this many questi
 Data = Annotated[Path | None, typer.Option(help="Folder with MMLU's files.", metavar="DIR")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory of the run (default: a new one in runs/).", metavar="DIR")]
 Resume = Annotated[bool, flag("--resume", "Go on with the run that was interrupted.")]
+Track = Annotated[str | None, typer.Option(help="Record also in mlflow, tensorboard, or both, joined by a comma.", metavar="A,B")]
 DryRun = Annotated[bool, flag("--dry-run", "Say what would be done, and stop.")]
 RUNS = Path("runs")
 
@@ -47,6 +49,22 @@ def settings(pairs: Sequence[str] | None, shortcuts: Mapping[str, Any]) -> dict[
         if found[key.strip()] is None:
             raise CommandError(f"--set {pair}: the value is missing; null stands for none")
     return found
+
+
+def writers_of(track: str | None, place: Path) -> list[EventWriter]:
+    """The writers that --track names: beside the runs, MLflow in a SQLite file and TensorBoard in a folder."""
+    from retain.data.errors import did_you_mean
+    from retain.evaluation.writers import MLflowWriter, TensorBoardWriter
+
+    known: dict[str, Callable[[], EventWriter]] = {
+        "mlflow": lambda: MLflowWriter(place.parent / "mlflow.db"),
+        "tensorboard": lambda: TensorBoardWriter(place.parent / "tensorboard" / place.name),
+    }
+    names = [name.strip() for name in (track or "").split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise CommandError(f"--track {name}: {did_you_mean(name, known) or 'it is mlflow, tensorboard, or both joined by a comma'}")
+    return [known[name]() for name in names]
 
 
 def place_of(name: str, out: Path | None, resume: bool, config: Mapping[str, Any]) -> Path:

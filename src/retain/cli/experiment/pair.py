@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retain.cli.command import command, flag
-from retain.cli.experiment.options import Data, DryRun, Epochs, Limit, Methods, Model, Out, Rate, Resume, Seeds, Set
+from retain.cli.experiment.options import Data, DryRun, Epochs, Limit, Methods, Model, Out, Rate, Resume, Seeds, Set, Track
 
 if TYPE_CHECKING:
     from retain.cli.session import Session
@@ -46,6 +46,7 @@ def forgetting(
     values: Set = None,
     out: Out = None,
     resume: Resume = False,
+    track: Track = None,
     dry_run: DryRun = False,
 ) -> None:
     """Fine-tune on one task, then on another: what the second costs the first.
@@ -55,7 +56,7 @@ def forgetting(
 
     lora-small: rank 16 on q, k, v, o, batch 16, 3 epochs, 2e-4. lora-seft: rank 64 on all seven, batch 8 x 2, 10 epochs, 3e-4.
     """
-    from retain.cli.experiment.options import load, place_of, resumable, settings
+    from retain.cli.experiment.options import load, place_of, resumable, settings, writers_of
     from retain.cli.experiment.progress import Watch
     from retain.cli.experiment.tasks import finish, show_plan
     from retain.evaluation.forgetting import load_forgetting, run_forgetting, run_study
@@ -80,7 +81,11 @@ def forgetting(
     recorded = {**config.model_dump(mode="json"), **({"study": [dict(cell) for cell, _ in cells]} if cells else {})}
     place = place_of(f"forgetting-{plan.tasks[0][0]}-{plan.tasks[1][0]}{'-study' if cells else ''}", out, resume, recorded)
     watch = Watch(here, plan.score, len(plan.tasks))
-    with Run.create(place, recorded, resume=resume, seeds=range(config.seeds)) as run, resumable(here, place), watch:
+    with (
+        Run.create(place, recorded, resume=resume, seeds=range(config.seeds), writers=writers_of(track, place)) as run,
+        resumable(here, place),
+        watch,
+    ):
         if cells:
             results = run_study(cells, run, language, watch.learned, watch.step, watch.product, watch.cell)
         else:

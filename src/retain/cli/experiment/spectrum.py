@@ -10,7 +10,7 @@ import typer
 
 from retain.cli.command import command, flag
 from retain.cli.errors import CommandError
-from retain.cli.experiment.options import Data, Limit, Out, Resume
+from retain.cli.experiment.options import Data, Limit, Out, Resume, Track
 
 if TYPE_CHECKING:
     from retain.cli.session import Session
@@ -40,13 +40,14 @@ def curvature(
     data: Data = None,
     out: Out = None,
     resume: Resume = False,
+    track: Track = None,
 ) -> None:
     """The largest eigenvalues, with their signs, of the Hessian of a task's loss at what was learned.
 
     By exact Hessian-vector products and Lanczos iteration; an eigenvalue lies within the residual of each value. At every checkpoint of a
     run, or at an adapter that was exported.
     """
-    from retain.cli.experiment.options import load, place_of, resumable
+    from retain.cli.experiment.options import load, place_of, resumable, writers_of
     from retain.cli.experiment.progress import Watch
     from retain.cli.experiment.tasks import finish
     from retain.evaluation.forgetting import CurvatureConfig, checkpoints, is_run, peft_checkpoint, run_curvature
@@ -81,7 +82,11 @@ def curvature(
         "curvature": settings.model_dump(mode="json"),
     }  # fmt: skip
     place = place_of(f"curvature-{source.resolve().name}", out, resume, recorded)
-    with Run.create(place, recorded, resume=resume, seeds=[seed]) as run, resumable(here, place), Watch(here) as watch:
+    with (
+        Run.create(place, recorded, resume=resume, seeds=[seed], writers=writers_of(track, place)) as run,
+        resumable(here, place),
+        Watch(here) as watch,
+    ):
         results = run_curvature(settings, run, language, found, examples, chosen, seed, watch.product)
     if here.json:
         here.emit({"run": str(place), **results})

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from retain.cli.command import command
-from retain.cli.experiment.options import Data, DryRun, Epochs, Limit, Methods, Model, Out, Rate, Resume, Seeds, Set
+from retain.cli.experiment.options import Data, DryRun, Epochs, Limit, Methods, Model, Out, Rate, Resume, Seeds, Set, Track
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +39,7 @@ def sequence(
     values: Set = None,
     out: Out = None,
     resume: Resume = False,
+    track: Track = None,
     dry_run: DryRun = False,
 ) -> None:
     """Learn a sequence of tasks by several methods, and measure what each keeps of the tasks before.
@@ -47,7 +48,7 @@ def sequence(
 
     The run's directory holds configuration, events, checkpoints and results; `retain report` draws it.
     """
-    from retain.cli.experiment.options import load, place_of, resumable, settings
+    from retain.cli.experiment.options import load, place_of, resumable, settings, writers_of
     from retain.cli.experiment.progress import Watch
     from retain.evaluation.runs import Run
     from retain.evaluation.sequences import load_config, make_sequence, plan_sequence, run_sequence
@@ -62,7 +63,11 @@ def sequence(
     recorded = config.model_dump(mode="json")
     place = place_of(config.stream, out, resume, recorded)
     watch = Watch(here, plan.score, len(plan.tasks))
-    with Run.create(place, recorded, resume=resume, seeds=range(config.seeds)) as run, resumable(here, place), watch:
+    with (
+        Run.create(place, recorded, resume=resume, seeds=range(config.seeds), writers=writers_of(track, place)) as run,
+        resumable(here, place),
+        watch,
+    ):
         results = run_sequence(config, run, language, watch.learned, watch.step)
     if here.json:
         here.emit({"run": str(place), **results})
