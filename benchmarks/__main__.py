@@ -1,6 +1,6 @@
 """``python -m benchmarks``: the benchmarks that take minutes, one after another; ``python -m benchmarks NAME`` runs one.
 
-``stream``, ``growth`` and ``consolidation`` take much longer and run only by name.
+Those of ``LONG`` take much longer and run only by name.
 """
 
 from __future__ import annotations
@@ -8,8 +8,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
-QUICK = ("replay_sampling", "fisher", "adapters", "engine")
-LONG = {"stream": "benchmarks.stream.run", "growth": "benchmarks.growth", "consolidation": "benchmarks.consolidation"}
+QUICK = ("replay_sampling", "fisher", "adapters", "engine", "curvature", "retrieval")
+LONG = {
+    "stream": "benchmarks.stream.run",
+    "growth": "benchmarks.growth",
+    "consolidation": "benchmarks.consolidation",
+    "digits": "benchmarks.digits.run",
+    "learners": "benchmarks.learners",
+}
 ALL = {**{name: f"benchmarks.{name}" for name in QUICK}, **LONG}
 
 

@@ -96,7 +96,8 @@ def plan_search(size: int, config: CurvatureConfig) -> tuple[int, int] | None:
     A smaller basis needs more products; the bound needs the largest eigenvalue at least.
     """
     room = int(config.memory * _GB / (_VALUE * size))
-    for top, basis in ((config.top, 3 * config.top + 30), (config.top, config.top + 12), (1, 33), (1, 10)):
+    most = max(config.products, config.top + 8)
+    for top, basis in ((config.top, min(3 * config.top + 30, most)), (config.top, config.top + 12), (1, 33), (1, 10)):
         wanted, vectors = min(top, size), min(basis, size)
         if vectors <= room:
             return wanted, vectors
