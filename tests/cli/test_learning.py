@@ -49,6 +49,19 @@ def test_standard_input(run: Any, world: Any) -> None:
     assert isinstance(given, Document) and (given.title, given.source) == ("Memo", "standard input")
 
 
+def test_a_task_is_described(run: Any, world: Any, document: Path) -> None:
+    assert run("learn", "--learner", "doc2lora", "--task", "answer questions about quantum computing").exit_code == 0
+    (given,) = world.calls[0][1]["paths"]
+    assert isinstance(given, Document) and given.kind == "task" and given.text == "answer questions about quantum computing"
+    for words, said in (
+        (["--task", "x y"], "only --learner doc2lora"),
+        (["--task", " ", "--learner", "doc2lora"], "give a description"),
+        ([document, "--task", "x y", "--learner", "doc2lora"], "neither PATH nor --pending"),
+    ):
+        wrong = run("learn", *words)
+        assert wrong.exit_code == 2 and said in wrong.stderr and wrong.stderr.count("error:") == 1
+
+
 def test_json_is_all_of_standard_output(run: Any, document: Path) -> None:
     result = run("learn", document, "--json")
     (update,) = json.loads(result.stdout)

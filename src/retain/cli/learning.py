@@ -37,7 +37,8 @@ def learn(
     questions: Annotated[
         Path | None, typer.Option(help="JSON lines with question and answer: learned with the document.", metavar="FILE")
     ] = None,
-    learner: Annotated[str | None, typer.Option(help="Way of learning (default: learn.learner).", metavar="NAME")] = None,
+    learner: Annotated[str | None, typer.Option(help="Way of learning, such as jitrl (default: learn.learner).", metavar="NAME")] = None,
+    task: Annotated[str | None, typer.Option(help="With doc2lora: what the adapter is for, instead of PATH.", metavar="TEXT")] = None,
     model: Annotated[str | None, typer.Option(help="Base model: name, folder or GGUF file (default: model.name).", metavar="NAME")] = None,
     pending: Annotated[bool, flag("--pending", "Learn what is pending: queued or interrupted earlier.")] = False,
     dry_run: Annotated[bool, flag("--dry-run", "Read and prepare, say what would be learned, and stop.")] = False,
@@ -53,9 +54,13 @@ def learn(
     """
     from retain.cli.progress import watching
 
+    if task is not None and (learner or here.config.learn.learner) != "doc2lora":
+        raise CommandError("--task describes what an adapter is for, which only --learner doc2lora can read")
+    if task is not None and (paths or pending or not task.strip()):
+        raise CommandError("--task stands for the PATH: give a description, and neither PATH nor --pending")
     if pending and (paths or title or questions or domain or importance is not None):
         raise CommandError("--pending goes on with what was queued: it takes no PATH, --title, --domain, --importance or --questions")
-    sources = [] if pending else gather(here, paths or [], title)
+    sources = [] if pending else [described(task, title)] if task is not None else gather(here, paths or [], title)
     asked = read_questions(questions)
     lm = here.open(model=model, learner=learner, create=not pending)
     try:
@@ -103,6 +108,13 @@ def consolidate(
         here.emit(None)
     else:
         here.out.print(f"nothing to consolidate: {domain or 'no domain'} has fewer than two adapters to join", markup=False, soft_wrap=True)
+
+
+def described(task: str, title: str | None) -> Document:
+    """The description of a task as a document."""
+    from retain.data import Document
+
+    return Document.from_text(task, title or task.strip()[:60], "description", kind="task")
 
 
 def gather(here: Session, paths: Sequence[Path], title: str | None = None) -> list[Path | Document]:

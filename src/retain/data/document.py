@@ -12,7 +12,7 @@ from typing import Any
 from retain.data.errors import DataError, did_you_mean
 
 ROLES = ("system", "user", "assistant", "tool")
-KINDS = ("text", "code", "pairs", "dialogue")
+KINDS = ("text", "code", "pairs", "dialogue", "task")
 DOMAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -53,7 +53,7 @@ class Document:
         source: the path or address it came from ("notes.jsonl:12" names a line).
         domain: a name of letters, digits, ".", "_", "-", at most 64 characters.
         importance: from 0 (may be forgotten first) to 1 (marked by the user).
-        kind: "text", "code", "pairs" or "dialogue".
+        kind: "text", "code", "pairs", "dialogue", or "task": the description of what a model is to do.
         pairs: questions and answers given with the document.
         messages: the turns, when the document is a conversation.
 

@@ -74,7 +74,7 @@ def build_study(
     nothing can be studied, TeacherError when the teacher cannot be asked.
     """
     items = own_questions(document, config.held_out_fraction, seed)
-    if document.kind not in ("pairs", "dialogue"):
+    if document.kind not in ("pairs", "dialogue", "task"):
         if config.rules:
             limit = max(LEAST_RULE_ITEMS, round(RULE_ITEMS_PER_WORD * len(document.text.split())))
             items += study_items(document.title, document.text, limit=limit, seed=seed)
@@ -82,7 +82,7 @@ def build_study(
             items += write_questions(model, skill, document, config.questions_per_fact, seed)
         if config.writer == "teacher":
             items += teacher_items(config.teacher, document, config.questions_per_fact, on_passage)
-    if not any(item.kind == "text" for item in items) and document.kind != "dialogue":
+    if not any(item.kind == "text" for item in items) and document.kind not in ("dialogue", "task"):
         items.append(StudyItem(None, f"{document.title}\n\n{document.text}", "text", document.text, document.title))
     marked = hold_out(items, config.held_out_fraction, seed)
     return StudySet(
