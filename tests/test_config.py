@@ -74,7 +74,7 @@ def test_numbers_are_numbers(user: Path) -> None:
     [
         ("learn: {lerning_rate: 1}", "learn.lerning_rate: unknown key; did you mean learn.learning_rate?"),
         ("lern: {rank: 1}", "lern: unknown key; did you mean learn?"),
-        ("rank: 8", "rank: unknown key; did you mean learn.rank?"),
+        ("rank: 8", "rank: unknown key; did you mean learn.rank or packnet.rank?"),
         ("retention: {replay: {capcity: 5}}", "retention.replay.capcity: unknown key; did you mean retention.replay.capacity?"),
         ("learn: {zzzzzzzz: 1}", "learn.zzzzzzzz: unknown key"),
         ("learn: {rank: 0}", "learn.rank: must be greater than or equal to 1, not 0"),

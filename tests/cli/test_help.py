@@ -16,7 +16,7 @@ from retain.cli.main import app
 
 BUDGET = 0.5  # seconds
 SPELLED = {
-    "learn": "--pending --dry-run --domain --importance --title --learner --model --questions",
+    "learn": "--pending --dry-run --domain --importance --title --learner --task --model --questions",
     "consolidate": "--domain",
     "ask": "--max-tokens --temperature --no-retrieval --sources",
     "chat": "",
@@ -38,8 +38,14 @@ SPELLED = {
     "checkpoint save": "NAME",
     "checkpoint load": "NAME",
     "checkpoint list": "",
+    "ace playbook": "ACTION NAME",
     "compare": "DOC --questions --learners --seeds --out --resume --dry-run",
     "report": "RUN --out",
+    "pretrain": "CONFIG --set --out --resume --dry-run",
+    "distill": "CONFIG --set --out --resume --dry-run",
+    "train": "EXPERIMENT --set --out --resume --track --dry-run",
+    "predict": "RUN --input --out --task --measure",
+    "train-hypernetwork": "CONFIG --resume --dry-run",
     "bench qa": "--limit --in-context --retrieval --adapter --base --model --seed --out",
     "bench mc": "--data --shots --score --limit",
     "bench perplexity": "--limit",

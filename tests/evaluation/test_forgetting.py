@@ -212,7 +212,8 @@ def test_curvature_is_left_out_and_it_is_said(tmp_path: Path, model: DecoderLM) 
 
 def test_the_search_fits_into_the_memory() -> None:
     config = CurvatureConfig(top=20, memory=1.0)
-    assert plan_search(1_000_000, config) == (20, 90)
+    assert plan_search(1_000_000, config) == (20, 60)  # no more vectors than products
+    assert plan_search(1_000_000, CurvatureConfig(top=20, memory=1.0, products=200)) == (20, 90)
     assert plan_search(5_000_000, config) == (20, 32)
     assert plan_search(7_500_000, CurvatureConfig(top=30, memory=1.0)) == (1, 33)
     assert plan_search(20_000_000, config) == (1, 10)

@@ -18,8 +18,9 @@ from tests.tiny import tiny_documents, tiny_questions
 
 from retain.config import Config, ConfigError, TeacherConfig, load_config, set_value
 from retain.data.document import Document
+from retain.data.endpoint import pause
 from retain.data.selfstudy import grounded
-from retain.learners.teacher import PASSAGE_WORDS, TeacherError, pause, read_facts, teacher_items
+from retain.learners.teacher import PASSAGE_WORDS, TeacherError, read_facts, teacher_items
 from retain.workspace.continual import ContinualLM
 
 TEXT = "The seed swap will take place in the Methodist hall on 9 March. Idris will obtain quotes for a new pipe."

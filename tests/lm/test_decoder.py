@@ -229,7 +229,8 @@ def test_what_comes_after_a_prefix() -> None:
 
 def test_presets_have_the_size_they_are_named_by() -> None:
     counts = {name: shape.parameter_count for name, shape in PRESETS.items()}
-    assert counts == {"64m": 63_582_720, "135m": 134_515_008, "360m": 361_821_120, "500m": 494_032_768}
+    sizes = {"5m": 5_180_672, "64m": 63_582_720, "135m": 134_515_008, "200m": 200_780_544, "360m": 361_821_120, "500m": 494_032_768}
+    assert counts == sizes
 
 
 @torch.no_grad()

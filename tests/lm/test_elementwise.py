@@ -68,6 +68,22 @@ def test_second_derivative(name: str) -> None:
     torch.testing.assert_close(*seconds, atol=1e-2, rtol=1e-4)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_a_norm_that_is_trained(known: bool) -> None:
+    """The gradient of its weight, once and twice differentiated, whether or not its input has one."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(5, 8, generator=generator), torch.rand(8, generator=generator) + 0.5
+    found = []
+    for norm in (rms_norm, lambda x, weight, epsilon: F.rms_norm(x, (8,), weight, epsilon)):
+        x, weight = start[0].clone().requires_grad_(not known), start[1].clone().requires_grad_(True)
+        leaves = [leaf for leaf in (x, weight) if leaf.requires_grad]
+        plain = torch.autograd.grad(norm(x, weight, 1e-5).pow(3).sum(), leaves)
+        again = torch.autograd.grad(norm(x, weight, 1e-5).pow(3).sum(), leaves, create_graph=True)
+        found.append([*plain, *torch.autograd.grad(sum(gradient.square().sum() for gradient in again), leaves)])
+    for ours, torchs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, torchs, atol=1e-2, rtol=1e-4)
+
+
 def test_padding_and_back() -> None:
     packed = Packed.of([[1, 2], [3] * 30, [4, 5, 6], [7] * 29])
     assert len(packed.groups) > 1

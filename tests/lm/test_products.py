@@ -1,4 +1,4 @@
-"""Products with frozen matrices: the same as torch's own, forward and backward, whichever kernels are behind them."""
+"""Products with frozen and trained matrices: the same as torch's own, forward and backward, whichever kernels are behind them."""
 
 from __future__ import annotations
 
@@ -63,10 +63,44 @@ def test_other_types_are_torchs(kernels: bool, dtype: torch.dtype) -> None:
     assert torch.equal(products.linear(x, weight), F.linear(x, weight))
 
 
-def test_a_matrix_that_is_trained_gets_its_gradient(kernels: bool) -> None:
-    x, weight = torch.randn(5, 8), torch.randn(6, 8, requires_grad=True)
-    products.linear(x, weight).sum().backward()
-    assert weight.grad is not None and torch.allclose(weight.grad, x.sum(0).expand(6, -1), atol=1e-5)
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_matrix_that_is_trained_gets_its_gradient(kernels: bool, biased: bool) -> None:
+    """Once and twice differentiated, with and without a gradient for what is multiplied."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((5, 8), (6, 8), (6,))]
+    for known in (True, False):
+        found = []
+        for product in (products.linear, F.linear):
+            x, weight, bias = (tensor.clone().requires_grad_(number > 0 or not known) for number, tensor in enumerate(start))
+            leaves = [leaf for leaf in (x, weight, *([bias] if biased else [])) if leaf.requires_grad]
+            first = torch.autograd.grad(product(x, weight, bias if biased else None).pow(3).sum(), leaves, create_graph=True)
+            found.append([*first, *torch.autograd.grad(first[0].square().sum(), leaves[:1])])
+        for ours, torchs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-2)
+
+
+def test_autocast_reaches_products(kernels: bool) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert products.linear(torch.randn(5, 8), torch.randn(6, 8)).dtype == torch.bfloat16
+
+
+def test_token_loss_with_a_trained_head(kernels: bool) -> None:
+    """The gradients of the hidden states and of the head, over several pieces; and twice."""
+    generator = torch.Generator().manual_seed(0)
+    rows = 4 * products._TokenLoss.PIECE + 30
+    start = [torch.randn(shape, generator=generator) for shape in ((rows, 16), (50, 16))]
+    labels = torch.randint(0, 50, (rows,), generator=generator)
+    found = []
+    for loss in (products.token_loss, lambda hidden, head, labels: F.cross_entropy(F.linear(hidden, head), labels)):
+        leaves = [tensor.clone().requires_grad_(True) for tensor in start]
+        first = torch.autograd.grad(3.0 * loss(*leaves, labels), leaves)
+        again = torch.autograd.grad(loss(*leaves, labels), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(gradient.square().sum() for gradient in again), leaves)
+        alone = torch.autograd.grad(loss(start[0], leaves[1], labels), leaves[1])  # a frozen body
+        found.append([*first, *second, *alone])
+    for ours, torchs in zip(*found, strict=True):
+        assert float(torchs.abs().max()) > 1e-6
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])

@@ -119,3 +119,27 @@ def test_frequent_words_do_not_cost(ledger: Ledger, store: Store) -> None:
     assert "common" not in statements[-1]
     assert len(ledger.search(" ".join(common), k=3, postings=500)) == 3  # the rarest is always used
     assert ledger.search("common1 rare7", k=1, postings=10**6)[0].document == "d0"
+
+
+def test_all_words_rank_the_chunks_that_the_rarest_choose(ledger: Ledger, store: Store) -> None:
+    words = [[f"own{n}", *["ferry"] * (n % 4 == 0), *["rope"] * (n % 5 < 2), *["sand"] * (n % 5 >= 2)] for n in range(1000)]
+    fill(ledger, store, [("", " ".join(found)) for found in words], per_document=10)
+    statements: list[str] = []
+    ledger._connection.set_trace_callback(statements.append)
+    for query, chunk in (("ferry rope own800 own804", 0), ("ferry sand own800 own804", 4)):
+        (hit,) = ledger.search(query, k=1)
+        assert (hit.document, hit.chunk) == ("d80", chunk), "the commonest word did not decide between two rare ones"
+    ledger._connection.set_trace_callback(None)
+    deciding, _, every = next(statement for statement in statements if "bm25" in statement).partition(") AND (")
+    assert "ferry" not in deciding and "rope" not in deciding, "chunks were ranked that have none of the rare words"
+    assert "ferry" in every and "rope" in every
+    assert len(ledger.search("ferry own800", k=40)) == 40, "more than the rarest words find is filled up"
+
+
+def test_in_one_document_all_words_count(ledger: Ledger, store: Store) -> None:
+    texts = [("", f"{'lantern' if n < 5 else 'boat'} number {n}") for n in range(900)]
+    fill(ledger, store, texts, per_document=10)
+    hits = ledger.search("lantern boat", k=20, documents=["d30", "d70"])
+    assert {hit.document for hit in hits} == {"d30", "d70"} and len(hits) == 20
+    assert [hit.chunk for hit in ledger.search("lantern boat 305", k=1, documents=["d30"])] == [5]
+    assert ledger.search("boat", documents=[]) == []

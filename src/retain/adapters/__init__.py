@@ -1,6 +1,8 @@
 """Adapters: values that hold everything that was learned."""
 
 from retain.adapters.adapter import Adapter, AdapterError, AdapterSpec, first_layer, layer_of, new_lora, select_sites
+from retain.adapters.column import column_sites
+from retain.adapters.dual_mlp import dual_mlp_sites
 from retain.adapters.injection import AdapterInjection, inject, inject_trainable
 
 __all__ = [
@@ -8,6 +10,8 @@ __all__ = [
     "AdapterError",
     "AdapterInjection",
     "AdapterSpec",
+    "column_sites",
+    "dual_mlp_sites",
     "first_layer",
     "inject",
     "inject_trainable",

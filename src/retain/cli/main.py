@@ -9,7 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retain import __version__
-from retain.cli import adapters, asking, bench, checkpoints, compare, configuration, doctor, experiment, history, learning, model, report
+from retain.cli import (
+    ace,
+    adapters,
+    asking,
+    bench,
+    checkpoints,
+    compare,
+    configuration,
+    distill,
+    doctor,
+    experiment,
+    history,
+    hypernetwork,
+    learning,
+    model,
+    predict,
+    pretrain,
+    report,
+    train,
+)
 from retain.cli.command import Debug, Json, Workspace, add, command, examples_text, execute, flag
 
 if TYPE_CHECKING:
@@ -54,6 +73,16 @@ _COMMANDS: tuple[tuple[str, Commands], ...] = (
         ),
     ),
     ("Measure", (("compare", compare.compare), ("report", report.report))),
+    (
+        "Train",
+        (
+            ("pretrain", pretrain.pretrain),
+            ("distill", distill.distill),
+            ("train", train.train),
+            ("predict", predict.predict),
+            ("train-hypernetwork", hypernetwork.train_hypernetwork),
+        ),
+    ),
 )
 _GROUPS: tuple[tuple[str, str, Commands], ...] = (
     (
@@ -74,6 +103,7 @@ _GROUPS: tuple[tuple[str, str, Commands], ...] = (
         "Names for states to return to.",
         (("save", checkpoints.save), ("load", checkpoints.load), ("list", checkpoints.list_checkpoints)),
     ),
+    ("ace", "The learner ace: its playbook.", (("playbook", ace.playbook),)),
     (
         "bench",
         "What a model knows: questions, multiple choice, perplexity.",

@@ -5,6 +5,7 @@
 Unknown keys are errors that name the file and the key, with a suggestion. Every value remembers where it came from.
 """
 
+from retain.config.endpoint import EndpointConfig
 from retain.config.errors import ConfigError
 from retain.config.files import load_config, read_file, save, set_value, user_file, workspace_file
 from retain.config.schema import (
@@ -32,6 +33,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DerppConfig",
+    "EndpointConfig",
     "EwcConfig",
     "GateConfig",
     "GenerateConfig",

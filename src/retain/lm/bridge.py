@@ -215,8 +215,8 @@ def find_linear(module: nn.Module) -> dict[str, nn.Module]:
 
 def find_mlps(module: nn.Module) -> dict[str, nn.Module]:
     """The MLPs of the blocks, by module name: what transformers calls mlp, ffn or feed_forward there."""
-    blocks = [(name, child) for name, layers in module.named_modules() if isinstance(layers, nn.ModuleList) for name, child in
-              ((f"{name}.{number}", layer) for number, layer in enumerate(layers))]  # fmt: skip
+    lists = [(name, layers) for name, layers in module.named_modules() if isinstance(layers, nn.ModuleList)]
+    blocks = [(f"{name}.{number}", layer) for name, layers in lists for number, layer in enumerate(layers)]
     return {
         f"{name}.{part}": child
         for name, block in blocks

@@ -52,7 +52,8 @@ class DecoderLM(LanguageModel):
         }
         self.blocks = {f"model.layers.{layer}.mlp": self.width for layer in range(self.layers)}
         self._load(weights)
-        self._cos, self._sin = (table.to(self.device) for table in rotary_table(config))
+        cos, sin = rotary_table(config)
+        self.rotary = cos.to(self.device), sin.to(self.device)  # [context, head_width]
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         # q, k, v and gate, up share one storage each, so that one matrix product serves all; the separate names are views of it.
@@ -119,7 +120,7 @@ class DecoderLM(LanguageModel):
         if packed.total and int(packed.positions.max()) >= self.context:
             raise LanguageModelError(f"{int(packed.positions.max()) + 1} tokens exceed the model's context of {self.context}")
         x = self.embed(packed.tokens) if inputs is None else inputs
-        rotation = (self._cos[packed.positions][:, None, :], self._sin[packed.positions][:, None, :])
+        rotation = (self.rotary[0][packed.positions][:, None, :], self.rotary[1][packed.positions][:, None, :])
         for layer in range(start, stop):
             x = self._block(layer, x, packed, rotation, injection, cache)
         return self._norm(x, self._views["model.norm.weight"]) if stop == self.layers else x

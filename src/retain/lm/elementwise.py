@@ -8,7 +8,7 @@ function is left to autograd.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ from retain.lm.derivatives import differentiated_twice, wide
 from retain.lm.packing import Packed
 
 
-def _differentiated_again(function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> Tensor:
-    """The gradient by autograd, itself differentiable."""
+def _differentiated_again(function: Callable[..., Tensor], inputs: Sequence[Tensor], g: Tensor) -> list[Tensor | None]:
+    """The gradients by autograd, themselves differentiable; None for an input that needs none."""
     with torch.enable_grad():
-        return torch.autograd.grad(function(x), x, g, create_graph=True)[0]
+        needed = [leaf for leaf in inputs if leaf.requires_grad]
+        found = iter(torch.autograd.grad(function(*inputs), needed, g, create_graph=True))
+    return [next(found) if leaf.requires_grad else None for leaf in inputs]
 
 
 class _Norm(torch.autograd.Function):
@@ -35,23 +37,25 @@ class _Norm(torch.autograd.Function):
         return (wide * scale).mul_(weight).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (g,) = gradients
         x, scale = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiated_again(lambda leaf: F.rms_norm(leaf, leaf.shape[-1:], ctx.weight, ctx.epsilon), x, g), None, None
+            again = _differentiated_again(lambda a, b: F.rms_norm(a, a.shape[-1:], b, ctx.epsilon), (x, ctx.weight), g)
+            return again[0], again[1], None
         normed = x * scale
+        for_weight = (g * normed).sum(0).to(ctx.weight.dtype) if ctx.needs_input_grad[1] else None
         g = g * ctx.weight.float()
         mean = (g * normed).mean(-1, keepdim=True)
-        return g.sub_(normed.mul_(mean)).mul_(scale).to(x.dtype), None, None
+        return g.sub_(normed.mul_(mean)).mul_(scale).to(x.dtype), for_weight, None
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """``x`` [T, d] divided by its root mean square over d (RMSNorm, 1910.07467), times the frozen ``weight`` [d]."""
+    """``x`` [T, d] divided by its root mean square over d (RMSNorm, 1910.07467), times ``weight`` [d]."""
     if differentiated_twice():
         broad = wide(x)
         return (broad * (broad.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight).to(x.dtype)
-    if x.dtype not in (torch.float32, torch.bfloat16) or weight.requires_grad:
+    if x.dtype not in (torch.float32, torch.bfloat16):
         return F.rms_norm(x, x.shape[-1:], weight, epsilon)
     return _Norm.apply(x, weight, epsilon)
 
@@ -96,11 +100,11 @@ class _Gate(torch.autograd.Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor | None:
         (g,) = gradients
         (gate_up,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiated_again(_gated, gate_up, g)
+            return _differentiated_again(_gated, (gate_up,), g)[0]
         gate, up = gate_up.chunk(2, -1)
         out = torch.empty_like(gate_up)
         d_gate, d_up = out.chunk(2, -1)

@@ -1,4 +1,4 @@
-"""Shapes of the own decoder: its configuration, presets from 64M to 500M parameters, and fresh weights."""
+"""Shapes of the own decoder: its configuration, presets from 5M to 500M parameters, and fresh weights."""
 
 from __future__ import annotations
 
@@ -130,8 +130,10 @@ def initial_weights(config: DecoderConfig, seed: int = 0) -> dict[str, Tensor]:
 
 # by their number of parameters; those of published models where there is one, so that its tokenizer and weights fit
 PRESETS: Mapping[str, DecoderConfig] = {
+    "5m": DecoderConfig(4096, 256, 6, 4, 2, 64, 640, 512),  # minutes on a CPU
     "64m": DecoderConfig(),
     "135m": DecoderConfig(49_152, 576, 30, 9, 3, 64, 1536, 8192, 100_000.0),  # SmolLM2-135M
+    "200m": DecoderConfig(32_000, 768, 28, 12, 4, 64, 2048, 2048),
     "360m": DecoderConfig(49_152, 960, 32, 15, 5, 64, 2560, 8192, 100_000.0),  # SmolLM2-360M
     "500m": DecoderConfig(151_936, 896, 24, 14, 2, 64, 4864, 32_768, 1_000_000.0, 1e-6, qkv_bias=True),  # Qwen2.5-0.5B
 }

@@ -12,10 +12,11 @@ from typing import Any
 from retain.config import Config, load_config
 from retain.data.document import Document, Message, QuestionAnswer
 from retain.data.examples import prompt_tokens
+from retain.learners.ace.playbook import Playbook
 from retain.learners.registry import DEFAULT, check_learner
 from retain.lm.generation import Processor, Sampling, generate, stream
 from retain.lm.model import LanguageModel
-from retain.workspace import transaction
+from retain.workspace import playbooks, transaction
 from retain.workspace.consolidation import Consolidation
 from retain.workspace.errors import Conflict, NotFound, WorkspaceError
 from retain.workspace.knowledge import Decision, Knowledge, processors_of, stored_document
@@ -347,6 +348,7 @@ class ContinualLM:
             after = self.store.put(state.to_bytes())
             facts = {"removed_adapters": touched, "retrained": changes}
             certificate = transaction.seal({"documents": [{"id": record.id}], **facts})
+            playbooks.forget(self.ledger, record.id)
             made = self.ledger.forget_document(record.id, self.ledger.head(), after, certificate, drop_checkpoints)
             self.store.collect(self.ledger.referenced_digests(), grace=0)
             return Update.of(made)
@@ -451,6 +453,22 @@ class ContinualLM:
             items = tuple(replace(item, weight=weight) if item == chosen else item for item in self.state.adapters)
             return self._move(replace(self.state, adapters=items), "enable")
 
+    # --- the playbook of the learner ace -------------------------------------------------------------------------------------------------
+
+    def playbook(self, name: str | None = None) -> Playbook:
+        """The playbook in use, or a saved one by name. Raises WorkspaceError, NotFound."""
+        return playbooks.present(self.store, self.state) if name is None else playbooks.saved(self.ledger, name)
+
+    def save_playbook(self, name: str) -> None:
+        """Keep the present playbook under a name."""
+        with self._writing():
+            playbooks.save(self.ledger, name, self.playbook())
+
+    def load_playbook(self, name: str) -> Update:
+        """Use a saved playbook; itself an update that can be reverted."""
+        with self._writing():
+            return self._move(playbooks.loaded(self.knowledge, self.state, playbooks.saved(self.ledger, name)), "import")
+
     # --- checkpoints ---------------------------------------------------------------------------------------------------------------
 
     def checkpoint(self, name: str) -> Checkpoint:
@@ -512,7 +530,7 @@ class ContinualLM:
 
         tensors, metadata = self.store.get_tensors(item.digest)
         spec = AdapterSpec.from_json(metadata["spec"]) if "spec" in metadata else AdapterSpec("memory", "", (), 0, 0.0)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) or self.store.path(item.digest).stat().st_size
         domains = {self.ledger.document(key).domain for key in item.documents}
         return AdapterInfo(
             item.name,

@@ -11,8 +11,10 @@ from retain.workspace.records import Chunk, Hit
 
 _WORD = re.compile(r"\w+")
 _WORDS = 64  # of a query; more say nothing new
-POSTINGS = 2500
-"""How many chunks a query may rank, about: it bounds the time of a query whatever the size of the index."""
+POSTINGS = 8000
+"""How many occurrences of its words in chunks a query may look at, about: it bounds the time of a query whatever the size of the index."""
+RANKED = 200
+"""How many chunks a query ranks, about, which is what takes most of its time; more, up to a quarter of its postings, to find enough."""
 
 
 class Index(Documents):
@@ -27,16 +29,23 @@ class Index(Documents):
         """The `k` chunks that match any word of `query` best, the best first. `query` is plain text: nothing in it is an operator.
 
         Words that occur nearly everywhere rank nothing but cost most: words are used from the rarest on until together they occur in
-        `postings` chunks. With `documents`, only chunks of those.
+        `postings` chunks. The chunks that have the rarest of them, about `RANKED`, are ranked by all of them (BM25), the rarest counting
+        twice. With `documents`, only chunks of those, ranked by all words.
         """
-        words = self._rarest(query, postings)
+        frequency = self._frequencies(query)
+        words = _rarest(frequency, postings)
         if not words or k < 1:
             return []
-        chosen = "" if documents is None else f"AND chunks.document IN ({','.join('?' * len(documents))})"
-        statement = f"""SELECT chunks.document, chunks.ordinal, -chunks_fts.rank, chunks.heading, chunks.text
-            FROM chunks_fts JOIN chunks ON chunks.id = chunks_fts.rowid
-            WHERE chunks_fts MATCH ? {chosen} ORDER BY chunks_fts.rank LIMIT ?"""
-        return [Hit(*row) for row in self._rows(statement, (" OR ".join(map(_quoted, words)), *(documents or ()), k))]
+        wanted, condition = _any(words), ""
+        if documents is not None:
+            own = f"SELECT id FROM chunks WHERE document IN ({','.join(f'?{n}' for n in range(3, 3 + len(documents)))})"
+            condition = f"AND rowid BETWEEN (SELECT min(id) FROM ({own})) AND (SELECT max(id) FROM ({own})) AND +rowid IN ({own})"
+        elif len(deciding := _rarest(frequency, RANKED, k, postings // 4)) < len(words):
+            wanted = f"({_any(deciding)}) AND ({wanted})"
+        statement = f"""SELECT chunks.document, chunks.ordinal, -best.score, chunks.heading, chunks.text FROM (
+                SELECT rowid AS id, bm25(chunks_fts) AS score FROM chunks_fts WHERE chunks_fts MATCH ?1 {condition} ORDER BY score LIMIT ?2
+            ) AS best JOIN chunks ON chunks.id = best.id ORDER BY best.score"""
+        return [Hit(*row) for row in self._rows(statement, (wanted, k, *(documents or ())))]
 
     def chunks(self, document: str) -> list[Chunk]:
         """The chunks of a document in order."""
@@ -66,16 +75,10 @@ class Index(Documents):
             found[term] = count
         return found
 
-    def _rarest(self, query: str, postings: int) -> list[str]:
+    def _frequencies(self, query: str) -> list[tuple[int, str]]:
+        """The words of a query that occur, each with the number of chunks that have it, the rarest first."""
         words = list(dict.fromkeys(_WORD.findall(query.lower())))[:_WORDS]
-        frequency = sorted((count, word) for word, count in self.document_frequency(words).items() if count)
-        chosen: list[str] = []
-        for count, word in frequency:
-            postings -= count
-            if chosen and postings < 0:
-                break
-            chosen.append(word)
-        return chosen
+        return sorted((count, word) for word, count in self.document_frequency(words).items() if count)
 
     def _chunks(self, condition: str, values: tuple[Any, ...]) -> list[Chunk]:
         rows = self._rows(f"SELECT document, ordinal, heading, text FROM chunks WHERE {condition} ORDER BY ordinal", values)
@@ -87,6 +90,24 @@ class Index(Documents):
     def _add_chunk(self, chunk: Chunk) -> None:
         values = (chunk.document, chunk.ordinal, chunk.heading, chunk.text)
         self._connection.execute("INSERT INTO chunks(document, ordinal, heading, text) VALUES (?, ?, ?, ?)", values)
+
+
+def _rarest(frequency: list[tuple[int, str]], most: int, least: int = 1, limit: int = 0) -> list[str]:
+    """The rarest words, which together occur in at most `most` chunks, but always one; or in up to `limit` while they do so in fewer than
+    `least`."""
+    chosen: list[str] = []
+    total = 0
+    for count, word in frequency:
+        if chosen and total + count > (most if total >= least else max(most, limit)):
+            break
+        chosen.append(word)
+        total += count
+    return chosen
+
+
+def _any(words: list[str]) -> str:
+    """An FTS5 expression for chunks that have any of the words."""
+    return " OR ".join(map(_quoted, words))
 
 
 def _quoted(word: str) -> str:

@@ -17,7 +17,7 @@ from retain.config import Config
 from retain.data.document import Document
 from retain.evaluation.probes import Probe, answer_questions, recall
 from retain.learners.base import Aid, Guide, Memory, Passage, guided
-from retain.learners.registry import INJECTED, learner_named
+from retain.learners.registry import injects, learner_named
 from retain.lm.generation import Processor
 from retain.lm.model import LanguageModel
 from retain.workspace.errors import Damaged, NotFound, WorkspaceError
@@ -46,20 +46,20 @@ class Decision:
         return replace(
             self,
             adapters=tuple(
-                replace(item, weight=item.weight * weight) if item.learner in INJECTED else item
-                for item in self.adapters if weight or item.learner not in INJECTED
+                replace(item, weight=item.weight * weight) if injects(item.learner) else item
+                for item in self.adapters if weight or not injects(item.learner)
             ),
         )  # fmt: skip
 
     @property
     def injected(self) -> tuple[ActiveAdapter, ...]:
         """Those that are adapters."""
-        return tuple(item for item in self.adapters if item.learner in INJECTED)
+        return tuple(item for item in self.adapters if injects(item.learner))
 
     @property
     def helping(self) -> tuple[ActiveAdapter, ...]:
         """Those that help while an answer is written."""
-        return tuple(item for item in self.adapters if item.learner not in INJECTED)
+        return tuple(item for item in self.adapters if not injects(item.learner))
 
     @property
     def key(self) -> tuple[str, ...]:

@@ -16,14 +16,14 @@ from retain.data.document import Document
 from retain.data.errors import DataError, did_you_mean
 from retain.data.streams import Question
 from retain.evaluation.answers import contains, exact_match, f1
-from retain.evaluation.metrics import bootstrap, seed_interval, summarise
+from retain.evaluation.metrics import bootstrap, seed_interval
 from retain.evaluation.runs import Run
 from retain.learners.base import LearnerError
-from retain.learners.registry import INJECTED, NAMES, check_learner
+from retain.learners.registry import check_learner, injects, names
 from retain.lm.devices import give_memory_back
 from retain.lm.model import LanguageModel
 from retain.training.loop import TrainingError
-from retain.workspace.comparison.arms import BASELINES, PASSAGES, Arm, Asked, Workspace, arm_named, facts_of
+from retain.workspace.comparison.arms import BASELINES, PASSAGES, Arm, Asked, Baseline, Workspace, arm_named, facts_of
 from retain.workspace.reports import Event
 
 FIGURES = (
@@ -49,7 +49,7 @@ def arms_of(learners: str) -> list[str]:
     """The arms of "all" or of names joined by commas, baselines first. Raises LearnerError."""
     wanted = [name.strip() for name in learners.split(",") if name.strip()]
     if wanted == ["all"]:
-        wanted = list(NAMES)
+        wanted = list(names())
     for name in wanted:
         if name not in BASELINES:
             check_learner(name.removesuffix(PASSAGES))
@@ -122,7 +122,7 @@ def run_comparison(
             known = base["control_accuracy"]  # a base that knows nothing of it can lose nothing
             found["control_lost"] = (known - found["control_accuracy"]) / known if known else None
             found["perplexity_rise"] = found["control_perplexity"] / base["control_perplexity"] - 1
-            found["forgetting"] = summarise(found["matrix"])["forgetting"] if len(documents) > 1 else None
+            found["forgetting"] = _forgotten(found["matrix"])
     table = {name: _summary(method["seeds"]) for name, method in methods.items()}
     results = {
         "kind": "comparison", "tasks": [document.title for document in documents], "score": "contains", "questions": len(asked),
@@ -130,6 +130,12 @@ def run_comparison(
     }  # fmt: skip
     run.complete(results)
     return results
+
+
+def _forgotten(matrix: Sequence[Sequence[float]]) -> float | None:
+    """What is lost of the earlier documents: their mean score just after each was learned, less that at the end; None for one document."""
+    lost = [matrix[place + 1][place] - last for place, last in enumerate(matrix[-1][:-1])]
+    return math.fsum(lost) / len(lost) if lost else None
 
 
 def _run_arm(
@@ -140,7 +146,7 @@ def _run_arm(
     scores on every document, where that is known."""
     place = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}-"))
     arm = arm_named(name, model, config, documents, place / "workspace", progress)
-    ways = {name: False, **({name + PASSAGES: True} if name in INJECTED else {})}
+    ways = {name: False, **({name + PASSAGES: True} if name not in BASELINES and injects(name) else {})}
     rows = {way: [before or _row(arm, False, asked, documents, len(documents))] for way in ways}
     costs = []
     try:
@@ -174,6 +180,8 @@ def _row(arm: Arm, passages: bool, asked: Sequence[Asked], documents: Sequence[D
 def _at_end(arm: Arm, passages: bool, asked: Sequence[Asked], matrix: list[list[float]]) -> dict[str, Any]:
     if isinstance(arm, Workspace):
         arm.passages = passages
+    elif isinstance(arm, Baseline):
+        arm.said = {}  # or the time of answering would not be measured
     started = time.perf_counter()
     texts = arm.answers(asked)
     seconds = (time.perf_counter() - started) / len(asked)

@@ -1,0 +1,143 @@
+"""What an experiment file says: the sections that every experiment has. Backbones and tasks add their own keys to theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, SerializeAsAny
+
+from retain.config import RetentionConfig
+from retain.config.section import Count, Fraction, Names, NonNegative, Positive, Section, Whole
+
+
+class FreezeConfig(Section):
+    """Parts of the backbone that do not learn. Frozen first, adapted afterwards: no adapter is put on a frozen layer."""
+
+    all: bool = Field(False, description="The whole backbone")
+    embeddings: bool = Field(False, description="Every embedding table")
+    layers: Whole = Field(0, description="The first N layers")
+    patterns: Names = Field(default_factory=list, description="Parameters by name, with * and ?")
+
+
+class PeftConfig(Section):
+    """A small number of parameters that learn in place of the backbone's own."""
+
+    method: Literal["lora", "rslora", "dora", "adalora", "ia3", "prefix", "bottleneck"] = Field("lora", description="Kind of adapter")
+    rank: Count = Field(8, description="Rank of LoRA's matrices; width of a bottleneck")
+    alpha: Positive = Field(16.0, description="Scale of LoRA's product: alpha / rank, for rslora alpha / sqrt(rank)")
+    dropout: Fraction = Field(0.0, description="Dropout of an adapter's inputs")
+    targets: Names = Field(
+        default_factory=lambda: ["auto"],
+        description="Modules that are adapted: auto, all-linear, or names with * and ?, or their last part",
+    )
+    tokens: Count = Field(16, description="Length of a prefix, for prefix")
+
+
+class BackboneConfig(Section):
+    """What every backbone has; each kind has more."""
+
+    kind: str = Field(description="Kind of backbone")
+    freeze: FreezeConfig = Field(default_factory=FreezeConfig, description="Parts that do not learn")
+    peft: PeftConfig | None = Field(None, description="Learn adapters in place of the backbone's own weights; null learns those")
+
+
+class DataConfig(Section):
+    """Files of records: .jsonl, .json, .csv, .tsv. Names are relative to the experiment's file."""
+
+    train: Names = Field(default_factory=list, description="Files to learn from")
+    validation: Names = Field(default_factory=list, description="Files to tune on: thresholds, best step, early stopping")
+    test: Names = Field(default_factory=list, description="Files that are measured once, at the end")
+    validation_share: Fraction = Field(0.2, description="Share of the training records, where no validation files are given")
+    test_share: Fraction = Field(0.0, description="Share of the training records, where no test files are given")
+
+
+class TaskConfig(Section):
+    """What every task has; each kind has more."""
+
+    kind: str = Field(description="Kind of task")
+    data: DataConfig | None = Field(None, description="Files of this task; null takes the experiment's")
+    input: Names | None = Field(None, description="Columns that the backbone reads; null takes the backbone's own")
+    weight: Positive = Field(1.0, description="Weight of the task's loss")
+    dropout: Fraction = Field(0.1, description="Dropout before the task's head")
+    unlabelled: Literal["error", "skip"] = Field("error", description="What a record without a label is")
+
+
+class FusionConfig(Section):
+    """Attention of each task over the shared token states."""
+
+    kind: Literal["none", "attention"] = Field("none", description="none pools the states; attention lets each task look where it needs")
+    heads: Count = Field(4, description="Heads of the attention")
+
+
+class SamplingConfig(Section):
+    """Which task the next batch comes from."""
+
+    kind: Literal["proportional", "round-robin", "temperature"] = Field(
+        "proportional", description="By size; each in turn; by size to the power 1 / temperature"
+    )
+    temperature: Positive = Field(2.0, description="1 is proportional, large is uniform")
+    phases: list[Names] = Field(
+        default_factory=list, description="Groups of tasks that are learned one after another; none: all tasks together"
+    )
+
+
+class ConflictsConfig(Section):
+    """What is done where tasks pull the shared weights in different directions."""
+
+    kind: Literal["none", "pcgrad", "uncertainty"] = Field(
+        "none", description="Nothing; project conflicting gradients (2001.06782); learned loss weights (1705.07115)"
+    )
+
+
+class TrainingConfig(Section):
+    """How the network learns."""
+
+    learning_rate: Positive | None = Field(None, description="Peak rate of the backbone; null takes what its kind is used to")
+    head_learning_rate: Positive = Field(1e-3, description="Peak rate of heads and fusion")
+    epochs: Count = Field(5, description="Passes over the data")
+    batch: Count = Field(32, description="Records in a batch, all of one task")
+    accumulation: Count | None = Field(None, description="Batches in a step; null is 1, and the number of tasks for pcgrad")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="How the rate falls after the warm-up")
+    warmup: Fraction = Field(0.06, description="Share of the steps in which the rate rises")
+    weight_decay: NonNegative = Field(0.01, description="Weight decay of AdamW, on matrices only")
+    clip: Positive | None = Field(1.0, description="Largest gradient norm; null for none")
+    evaluate_every: Count | None = Field(None, description="Steps between evaluations; null evaluates after every epoch")
+    checkpoint_every: Count | None = Field(
+        None, description="Steps between checkpoints to resume from; null makes one with every evaluation"
+    )
+    metric: str = Field("mean", description="What the best step is chosen by: TASK.METRIC, mean (of the tasks' main metrics), or loss")
+    callbacks: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Callbacks by name, each with its settings")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto is bfloat16 on CUDA and float32 elsewhere")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train; auto takes CUDA, then MPS, then the CPU")
+
+
+class ExperimentConfig(Section):
+    """One experiment: a backbone, tasks, and how they are learned."""
+
+    name: str = Field("experiment", description="Name of the run")
+    seed: Whole = Field(0, description="Seed of everything random")
+    backbone: SerializeAsAny[BackboneConfig] = Field(description="The network that all tasks share")
+    data: DataConfig = Field(default_factory=DataConfig, description="Files of the tasks that name none")
+    tasks: dict[str, SerializeAsAny[TaskConfig]] = Field(description="The tasks by name")
+    fusion: FusionConfig = Field(default_factory=FusionConfig, description="Attention of each task over the shared states")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="Which task the next batch comes from")
+    conflicts: ConflictsConfig = Field(default_factory=ConflictsConfig, description="Tasks that pull in different directions")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="How the network learns")
+    retention: RetentionConfig = Field(default_factory=RetentionConfig, description="What protects the tasks of earlier phases")
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """Where relative names of files start."""
+        return self._folder
+
+    @property
+    def phases(self) -> list[list[str]]:
+        """Groups of tasks in the order in which they are learned."""
+        return [list(group) for group in self.sampling.phases] or [list(self.tasks)]
+
+    def recorded(self) -> dict[str, Any]:
+        """Every value as JSON and YAML have it; :func:`retain.multitask.parse_experiment` reads it back."""
+        return self.model_dump(mode="json", by_alias=True)

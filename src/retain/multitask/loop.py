@@ -1,0 +1,117 @@
+"""The loop over batches of any input: flat, read from top to bottom. Tasks, conflicts and retention methods all go through it.
+
+It is the sibling of :mod:`retain.training.loop`, which learns packed tokens of one task; the hooks of retention methods are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from retain.multitask.assembly import Experiment
+from retain.multitask.config import TrainingConfig
+from retain.multitask.conflicts import backward
+from retain.multitask.network import MultitaskNetwork
+from retain.multitask.retaining import RecordObjective
+from retain.multitask.sampling import Schedule
+from retain.retention import Batch, Params, Retention, total
+from retain.training.loop import TrainingError
+
+AfterStep = Callable[[int, dict[str, float], float], bool]
+
+
+def factor_at(step: int, steps: int, training: TrainingConfig) -> float:
+    """Share of the peak rate: a linear rise, then the schedule down to 0."""
+    warm = round(training.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    progress = (step - warm) / max(1, steps - warm)
+    falls = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1.0 - progress, "constant": 1.0}
+    return falls[training.schedule]
+
+
+def optimizer_of(network: MultitaskNetwork, training: TrainingConfig, backbone_rate: float) -> torch.optim.AdamW:
+    """AdamW over four groups: the backbone's parameters and the others, matrices (which decay) and the rest."""
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, parameter in sorted(network.learning().items()):
+        groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
+    made = []
+    for (own, decays), parameters in groups.items():
+        peak = backbone_rate if own else training.head_learning_rate
+        made.append({"params": parameters, "lr": peak, "peak": peak, "weight_decay": training.weight_decay if decays else 0.0})
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in network.learning().values())
+    return torch.optim.AdamW(made, fused=fused)
+
+
+def train_phase(
+    experiment: Experiment, schedule: Schedule, first: int, done: int, optimizer: torch.optim.Optimizer, objective: RecordObjective | None,
+    methods: Sequence[Retention], after_step: AfterStep,
+) -> None:  # fmt: skip
+    """Learn from step ``first`` of the schedule to its end, or until ``after_step`` says that it is enough.
+
+    ``done``: steps of earlier phases, which AdaLoRA's plan counts; ``after_step(step, losses of the step's tasks, rate)`` is called
+    with weights as they are after the step. Raises TrainingError for a loss that is not finite.
+    """
+    network, training, plan = experiment.network, experiment.config.training, experiment.plan
+    params = network.learning()
+    ordered = [params[name] for name in sorted(params)]
+    adjusting = [method for method in methods if type(method).adjust_update is not Retention.adjust_update]
+    looking_back = any(method.looks_back for method in adjusting)
+
+    for step in range(first, schedule.steps):
+        network.train()
+        batches = schedule.batches(step)
+        factor = factor_at(step, schedule.steps, training)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        optimizer.zero_grad(set_to_none=True)
+        values = backward(experiment, batches, params, seed=schedule.seed + step)
+        terms = [plan.penalty(), *_protection(objective, methods, batches, step, rate, params)]
+        extra = total(terms)
+        if extra is not None:
+            extra.backward()
+        _check(values, extra, step)
+        gradients = {name: parameter.grad for name, parameter in params.items() if parameter.grad is not None}
+        with torch.no_grad():
+            for method in methods:
+                method.adjust_gradients(params, gradients)
+            if training.clip is not None:
+                torch.nn.utils.clip_grad_norm_(ordered, training.clip)
+            previous = {name: parameter.detach().clone() for name, parameter in params.items()} if looking_back else {}
+            optimizer.step()
+            for method in adjusting:
+                method.adjust_update(params, previous)
+        plan.after_step(done + step + 1)
+        if not after_step(step, values, rate):
+            return
+
+
+def _protection(
+    objective: RecordObjective | None, methods: Sequence[Retention], batches: Sequence[tuple[str, list[int]]], step: int, rate: float,
+    params: Params,
+) -> list[Tensor | None]:  # fmt: skip
+    """The terms that retention methods add to a step: the loss of what is replayed, and each method's own."""
+    if objective is None or not methods:
+        return []
+    new = [example for name, numbers in batches for example in objective.chosen(name, numbers)]
+    replayed = [example for method in methods for example in method.replay(len(new))]
+    batch = Batch(new, replayed, step, objective, rate)
+    terms: list[Tensor | None] = [objective.loss(replayed, params) if replayed else None]
+    for method in methods:
+        asked = method.consult(len(new))
+        logits = objective.logits(asked, params)[0] if asked else None
+        terms.append(method.loss(replace(batch, consulted=asked, logits=logits), params))
+    return terms
+
+
+def _check(values: dict[str, float], extra: Tensor | None, step: int) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise TrainingError(f"task {name}: the loss became {value} at step {step + 1}: lower training.learning_rate")
+    if extra is not None and not math.isfinite(float(extra.detach())):
+        raise TrainingError(f"what protects earlier tasks became {float(extra.detach())} at step {step + 1}: lower its strength")
