@@ -34,7 +34,7 @@ from retain.workspace import Chunk, Ledger, State, Store
 
 CORPUS = Path("corpora/study")
 TOP = 3
-WARM_UP = 20  # queries that are not timed
+BLOCK = 20  # queries that an arm answers in a row
 WORDS_A_CHUNK = 96  # about 128 tokens
 CHUNKS_A_DOCUMENT = 4
 _WORD = re.compile(r"\w+")
@@ -150,13 +150,14 @@ def stems(texts: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def timed(searches: dict[str, Search], queries: Sequence[Query]) -> dict[str, dict[str, dict[str, float]]]:
-    """Milliseconds of every search for a query: the arms take turns, so that what else the machine does meets all of them."""
+    """Milliseconds of every search for a query: the arms take turns, ``BLOCK`` queries at a time, so that what else the machine does meets
+    all of them."""
     times: dict[str, dict[str, list[float]]] = {name: {"cpu": [], "wall": []} for name in searches}
-    for number, query in enumerate([*queries[:WARM_UP], *queries]):
+    for first in range(0, len(queries), BLOCK):
         for name, search in searches.items():
-            wall, cpu = time.perf_counter(), time.thread_time()
-            search(query.text)
-            if number >= WARM_UP:
+            for query in queries[first : first + BLOCK]:
+                wall, cpu = time.perf_counter(), time.thread_time()
+                search(query.text)
                 times[name]["cpu"].append((time.thread_time() - cpu) * 1e3)
                 times[name]["wall"].append((time.perf_counter() - wall) * 1e3)
     return {name: {clock: _summary(values) for clock, values in clocks.items()} for name, clocks in times.items()}
