@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny_models import LLAMA, SEQUENCES, gpt2, hugging_face, llama, own
+from tests.tiny_models import LLAMA, SEQUENCES, gpt2, hugging_face, llama, lora, own
 from torch import Tensor
 
 from retain.adapters import Adapter, inject
@@ -17,7 +17,17 @@ from retain.config import Config, ConfigError
 from retain.data import DataError, Document
 from retain.data.examples import prompt_tokens
 from retain.learners.base import LearnerError, Lesson
-from retain.learners.doc2lora import Doc2Lora, Hypernetwork, NetworkConfig, Places, load_network, load_settings, preset, save_network
+from retain.learners.doc2lora import (
+    Doc2Lora,
+    Hypernetwork,
+    NetworkConfig,
+    Places,
+    describe_adapter,
+    load_network,
+    load_settings,
+    preset,
+    save_network,
+)
 from retain.learners.doc2lora.injection import inject_written
 from retain.learners.doc2lora.perceiver import CrossAttention
 from retain.learners.doc2lora.reading import chunk_tokens, layer_states, read
@@ -82,6 +92,19 @@ def test_every_row_has_the_adapter_of_its_text() -> None:
         torch.testing.assert_close(found[row], alone, atol=2e-5, rtol=2e-5)
 
 
+def test_frozen_adapters_stay_beneath() -> None:
+    """The study skill, which answers, is there for the teacher and for the student."""
+    model = llama()
+    made, skill = network(model), lora(model)
+    written = made(*layer_states(model, SEQUENCES[:2], made.places.layers))
+    texts = [written.chunks([number]) for number in (0, 1)]
+    active = [[0], [1], [0], [1], [0]]
+    found = model.hidden(PACKED, inject_written(made, model, texts, active, [skill])).split(PACKED.lengths)
+    for row, (number,) in enumerate(active):
+        wanted = inject([(skill, 1.0), (adapter_of(made, texts[number], made.bias), 1.0)], model.dtype)
+        torch.testing.assert_close(found[row], model.hidden(Packed.of([SEQUENCES[row]]), wanted), atol=2e-5, rtol=2e-5)
+
+
 def test_chunks_and_documents_add_up_exactly() -> None:
     model = llama()
     made = network(model, targets=("down_proj", "o_proj"))
@@ -125,6 +148,7 @@ def test_padding_is_never_read() -> None:
     assert not torch.allclose(together.b[0][0], together.b[0][1], atol=1e-3), "texts were meant to differ"
 
 
+@torch.no_grad()
 def test_attention_is_attention() -> None:
     attention = CrossAttention(width=6, heads=4, kv_heads=2, head_width=3)
     latents, context, valid = torch.randn(2, 3, 6), torch.randn(2, 5, 6), torch.tensor([[True] * 5, [True, True, False, False, False]])
@@ -231,6 +255,19 @@ def test_the_learner_reads_every_chunk_once(tiny_model: DecoderLM, tmp_path: Pat
     save_network(made, path, {"steps": 6})
     other = learner.learn(tiny_model, long, config, lambda *_: None)
     assert isinstance(other.memory, Adapter) and other.memory.digest != adapter.digest, "a file that was replaced is read again"
+
+
+def test_descriptions_and_documents_are_told_apart(tiny_model: DecoderLM, tmp_path: Path) -> None:
+    text, path = network(tiny_model, mode="text"), tmp_path / "n.safetensors"
+    adapter = describe_adapter(text, tiny_model, "Tell me the town.")
+    adapter.check(tiny_model)
+    assert adapter.spec.rank == 6 and adapter.spec.lineage["description"] == "Tell me the town."
+    assert describe_adapter(text, tiny_model, "Tell me the job.").digest != adapter.digest
+    with pytest.raises(LearnerError, match="reads documents, not descriptions"):
+        describe_adapter(network(tiny_model), tiny_model, "Tell me the town.")
+    save_network(text, path, {})
+    with pytest.raises(LearnerError, match="reads descriptions of tasks, not documents"):
+        Doc2Lora().learn(tiny_model, lesson(), Config.model_validate({"doc2lora": {"weights": str(path)}}), lambda *_: None)
 
 
 def test_chunks_hold_the_whole_text_and_keep_their_limit(tiny_model: DecoderLM) -> None:

@@ -28,9 +28,6 @@ def settings(**sections: dict[str, Any]) -> Config:
     return load_config(None, {"model": {"precision": "float32"}, **sections})
 
 
-CLOSED = {"states": {"context": False}}
-
-
 def document(number: int) -> Document:
     title, text = tiny_documents()[number]
     return Document.from_text(text, title)
@@ -131,15 +128,11 @@ def test_common_words_are_never_raised(tiny_model: Any) -> None:
     assert len(common) > 8
     everything = [None, *tokens_of(tiny_model, f" {text}")]
     for last in everything:
-        raised = guide.raised() if last is None else (guide(torch.zeros(1), torch.zeros(tiny_model.vocabulary), last), guide.raised())[1]
-        assert not common & {token for token, weight in raised.items() if weight > 0 and token not in _inside(guide)}
-        assert not {token for token in raised if tiny_model.tokenizer.decode([token]).strip() in ("the", "The", ",", ".", "")}
+        guide(torch.zeros(1), torch.zeros(tiny_model.vocabulary), last)
+        begun = {token for node in guide.open for token in node.after}
+        assert not common & (set(guide.raised()) - begun)
+        assert not {token for token in guide.raised() if tiny_model.tokenizer.decode([token]).strip() in ("the", "The", ",", ".", "")}
     assert guide.raised(), "nothing is raised at all"
-
-
-def _inside(guide: WordBias) -> set[int]:
-    """Tokens that finish a word that was begun."""
-    return {token for node in guide.open for token in node.after}
 
 
 def test_a_word_that_was_begun_is_finished_and_counts_less_when_it_was_written() -> None:
@@ -220,7 +213,7 @@ def test_vectors_reorder_passages(tiny_model: Any) -> None:
 
 
 def test_states_answer_what_was_unknown_without_the_document(tiny_model: Any) -> None:
-    config, learner = settings(**CLOSED), learner_named("jitrl-full")
+    config, learner = settings(), learner_named("jitrl-full")
     for number in (0, 1, 2):
         made = learned(learner, tiny_model, number, config)
         assert isinstance(made.memory, Memory)
@@ -234,7 +227,7 @@ def test_states_answer_what_was_unknown_without_the_document(tiny_model: Any) ->
 
 
 def test_a_shuffled_or_wrong_memory_does_not_help(tiny_model: Any) -> None:
-    config, learner = settings(**CLOSED), HiddenStates()
+    config, learner = settings(), HiddenStates()
     memory = learned(learner, tiny_model, 0, config).memory
     assert isinstance(memory, Memory)
     order = torch.randperm(len(memory.tensors["tokens"]), generator=torch.Generator().manual_seed(0))
@@ -251,15 +244,16 @@ def test_a_memory_that_does_not_help_is_refused(tiny_model: Any) -> None:
     """Questions that the model answers by itself: what is stored could only mislead."""
     source = replace(lesson(0), pairs=tuple((item.wordings[0], item.answer) for item in known_questions()[:24]))
     with pytest.raises(TrainingError, match="make no answer about it likelier"):
-        HiddenStates().learn(tiny_model, source, settings(**CLOSED), lambda *told: None)
-    kept = HiddenStates().learn(tiny_model, source, settings(), lambda *told: None)
+        HiddenStates().learn(tiny_model, source, settings(), lambda *told: None)
+    beside = settings(states={"context": True})
+    kept = HiddenStates().learn(tiny_model, source, beside, lambda *told: None)
     assert isinstance(kept.memory, Memory)
-    aid = HiddenStates().aid(tiny_model, "Who?", [kept.memory], passages(0), settings())
+    aid = HiddenStates().aid(tiny_model, "Who?", [kept.memory], passages(0), beside)
     assert kept.cost["strength"] == 0.0 and aid.guide is None and aid.context, "passages can still help"
 
 
 def test_without_questions_the_document_alone_is_stored(tiny_model: Any) -> None:
-    config, learner = settings(**CLOSED), HiddenStates()
+    config, learner = settings(), HiddenStates()
     made = learner.learn(tiny_model, replace(lesson(0), pairs=()), config, lambda *told: None)
     assert "first_loss" not in made.cost and set(made.memory.tensors["source"].tolist()) == set(range(len(passages(0))))
     guide = learner.aid(tiny_model, "Who?", [made.memory], passages(0), config).guide
@@ -296,7 +290,7 @@ def test_votes_are_for_what_followed_the_nearest_and_silent_when_none_is_near() 
 
 @pytest.mark.parametrize("learner", [Passages(), HiddenStates()])
 def test_strength_zero_is_plain_decoding(tiny_model: Any, learner: Any) -> None:
-    config = settings(jitrl={"bias": 0.0}, states={"strength": 0.0})
+    config = settings(jitrl={"bias": 0.0}, states={"strength": 0.0, "context": True})
     memory = learned(learner, tiny_model, 0, config).memory
     question = tiny_questions(0)[0].wordings[-1]
     aid = learner.aid(tiny_model, question, [memory], passages(0), config)
@@ -319,7 +313,7 @@ def test_strength_zero_is_plain_decoding(tiny_model: Any, learner: Any) -> None:
 
 @pytest.mark.parametrize("learner", [Passages(), HiddenStates()])
 def test_guides_in_a_batch_are_as_alone(tiny_model: Any, learner: Any) -> None:
-    config = settings(**CLOSED, jitrl={"bias": 3.0})
+    config = settings(jitrl={"bias": 3.0})
     memories = [learned(learner, tiny_model, number, config).memory for number in (0, 1)]
     asked = [(item.wordings[-1], number) for number in (0, 1) for item in tiny_questions(number)[:2]]
     asked.append((known_questions()[0].wordings[0], -1))
@@ -344,7 +338,7 @@ def test_a_document_without_passages_is_refused(tiny_model: Any, learner: Any) -
 
 def test_guided_steps_cost_less_than_plain_ones(tiny_model: Any) -> None:
     """Multiplications of a guided step beside those of the model: far below the budget of twice the cost of plain decoding."""
-    config, learner = settings(**CLOSED), HiddenStates()
+    config, learner = settings(), HiddenStates()
     memory = learned(learner, tiny_model, 0, config).memory
     guide = learner.aid(tiny_model, "Who?", [memory], passages(0), config).guide
     assert isinstance(guide, StateGuide)

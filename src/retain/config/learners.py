@@ -48,7 +48,7 @@ class StatesConfig(Section):
     )
     passages: Count = Field(8, description="Passages of a document whose states are searched for a question")
     questions: Count = Field(1000, description="Study questions of a document whose answers are stored, at most")
-    context: bool = Field(True, description="Put passages into the prompt too, as jitrl does")
+    context: bool = Field(False, description="Put passages into the prompt too, as jitrl does")
 
 
 class AceConfig(EndpointConfig):

@@ -108,8 +108,8 @@ class HiddenStates:
         ``vectors`` [P, width] float16.
 
         The strength is ``states.strength``, or the one of ``STRENGTHS`` by which answers are likeliest when all that was stored for the
-        question itself is hidden. Raises TrainingError when there is no passage, or when none of them helps and there are to be
-        no passages in the prompt either."""
+        question itself is hidden. Raises TrainingError when there is no passage, or when the strength is 0 and no passages are to be in
+        the prompt either."""
         started = time.perf_counter()
         title = lesson.document.title or lesson.document.id
         if not lesson.passages:

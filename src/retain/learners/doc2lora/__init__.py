@@ -2,10 +2,10 @@
 
 from retain.learners.doc2lora.files import load_network, save_network
 from retain.learners.doc2lora.hypernetwork import PRESETS, Hypernetwork, NetworkConfig, Places, preset
-from retain.learners.doc2lora.learner import Doc2Lora
+from retain.learners.doc2lora.learner import Doc2Lora, describe_adapter
+from retain.learners.doc2lora.run import Plan, Run, Trained, train_hypernetwork
 from retain.learners.doc2lora.settings import HypernetworkSettings, load_settings
 from retain.learners.doc2lora.trainer import Progress
-from retain.learners.doc2lora.training import Plan, Run, Trained, train_hypernetwork
 
 __all__ = [
     "PRESETS",
@@ -18,6 +18,7 @@ __all__ = [
     "Progress",
     "Run",
     "Trained",
+    "describe_adapter",
     "load_network",
     "load_settings",
     "preset",

@@ -17,14 +17,15 @@ def inject_written(
 ) -> AdapterInjection:
     """The injection in which row i has the adapters of the ``texts`` numbered ``active[i]``, each with the network's bias, as they are when
     used together; a row with number -1 has the bias alone. ``frozen``: adapters that all rows have beneath them."""
-    sites, scale = frozenset(network.places.all_sites), network.config.scale
-    parts = list(known.parts) if (known := inject([(adapter, 1.0) for adapter in frozen], model.dtype, model.device)) else []
+    places, parts = frozenset(network.places.all_sites), list[Part]()
+    for adapter in frozen:
+        tensors = {name: tensor.to(model.device) for name, tensor in adapter.tensors.items()}
+        parts.append(Part(tensors, frozenset(adapter.spec.sites), adapter.spec.scale, torch.ones(len(active)), adapter.spec.kind))
     for number, written in enumerate(texts):
-        share = [float(number in row) for row in active]
-        if any(share):
-            parts.append(Part(network.tensors(written), sites, scale, share[0] if len(set(share)) == 1 else torch.tensor(share)))
-    counts = [float(len(row)) for row in active]
-    parts.append(Part(network.tensors(network.bias), sites, scale, counts[0] if len(set(counts)) == 1 else torch.tensor(counts)))
+        share = torch.tensor([float(number in row) for row in active])
+        parts.append(Part(network.tensors(written), places, network.config.scale, share))
+    counts = torch.tensor([float(len(row)) for row in active])
+    parts.append(Part(network.tensors(network.bias), places, network.config.scale, counts))
     return AdapterInjection(parts, model.dtype)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,12 @@ class Doc2Lora:
         """The adapter of a document. Raises LearnerError where there is no trained hypernetwork for the model."""
         began = time.perf_counter()
         network, trained = self.network(model, config)
+        if network.config.mode != "document":
+            raise LearnerError(f"{weights_path(model, config)}: this hypernetwork reads descriptions of tasks, not documents")
         tokens = chunk_tokens(model, network.config, text_of(lesson.document))
-        parts = []
-        with torch.no_grad():
-            for number, chunk in enumerate(tokens, 1):
-                parts.append(network(*layer_states(model, [chunk], network.places.layers)))
-                tell("reading", number, len(tokens), {})
-            tensors = network.tensors(*parts, network.bias)
-        rank = network.config.rank
+        about = {"learner": self.name, "task": lesson.document.id, "steps": trained.get("steps")}
+        adapter = write_adapter(network, model, tokens, about, lambda number: tell("reading", number, len(tokens), {})).half()
         skill = [lesson.skill.digest] if lesson.skill else []
-        about = {"learner": self.name, "task": lesson.document.id, "chunks": len(tokens), "bias_rank": rank, "steps": trained.get("steps")}
-        spec = network.spec(rank * (len(tokens) + 1), about)
-        adapter = Adapter({name: tensor.contiguous() for name, tensor in tensors.items()}, spec).half()
         cost = {
             "training_seconds": time.perf_counter() - began, "tokens": sum(map(len, tokens)), "steps": 0, "chunks": len(tokens),
             "rank": adapter.spec.rank, "hypernetwork_parameters": network.parameter_count,
@@ -76,6 +70,29 @@ class Doc2Lora:
         return None
 
 
+def describe_adapter(network: Hypernetwork, model: LanguageModel, description: str) -> Adapter:
+    """The adapter of a task's description, by a network that was trained in text mode. Raises LearnerError."""
+    check_base(network, model, "the network")
+    if network.config.mode != "text":
+        raise LearnerError("this hypernetwork reads documents, not descriptions of tasks: train one with mode: text")
+    return write_adapter(network, model, chunk_tokens(model, network.config, description), {"description": description})
+
+
+@torch.no_grad()
+def write_adapter(
+    network: Hypernetwork, model: LanguageModel, chunks: Sequence[Sequence[int]], about: Mapping[str, Any],
+    tell: Callable[[int], None] = lambda number: None,
+) -> Adapter:  # fmt: skip
+    """The adapter of a text in chunks of tokens, one forward pass for each, with the network's bias as its last ``rank`` rows."""
+    parts = []
+    for number, chunk in enumerate(chunks, 1):
+        parts.append(network(*layer_states(model, [chunk], network.places.layers)))
+        tell(number)
+    tensors, rank = network.tensors(*parts, network.bias), network.config.rank
+    spec = network.spec(rank * (len(parts) + 1), {**about, "chunks": len(parts), "bias_rank": rank})
+    return Adapter({name: tensor.contiguous() for name, tensor in tensors.items()}, spec)
+
+
 def weights_path(model: LanguageModel, config: Config) -> Path:
     """The file of the hypernetwork for a model: the configured one, else the one that comes with retain. Raises LearnerError."""
     if config.doc2lora.weights is not None:
@@ -88,7 +105,7 @@ def weights_path(model: LanguageModel, config: Config) -> Path:
     return shipped
 
 
-def check_base(network: Hypernetwork, model: LanguageModel, path: Path) -> None:
+def check_base(network: Hypernetwork, model: LanguageModel, path: Path | str) -> None:
     """Raise LearnerError where a network was made for another base model."""
     places = network.places
     if places.base != model.fingerprint:

@@ -134,12 +134,10 @@ class Run:
     def _measure(self, watch: Watch | None) -> dict[str, Any]:
         """Measure on held-out texts, keep it in the history and tell it."""
         trainer, state, e = self.trainer, self.trainer.state, self.settings.evaluation
-        trainer.network.eval()
         quizzes = [quiz for source in self.unseen[: e.texts] if (quiz := self._quiz(source)).pairs]
         if not quizzes:
             raise DataError("no held-out question has an answer to measure by", path=self.settings.data.held_out or "")
         found = measure(trainer.network, self.model, quizzes, e, frozen=self.frozen, world=self.world, control=self.control)
-        trainer.network.train()
         state.history.append({"step": state.step, "measured": found})
         if watch:
             watch(Progress(state.step, self.settings.training.steps, float("nan"), float("nan"), float("nan"), 0.0, state.tokens,
