@@ -102,6 +102,7 @@ def test_an_interrupted_training_goes_on(place: Path, monkeypatch: pytest.Monkey
     early = run("predict", "runs/wine", "-i", "wine.csv")
     assert early.exit_code == 2 and "the training was interrupted" in early.stderr
     monkeypatch.setattr(trainer.Trainer, "_stepped", steps)
+    (place / "runs/wine/.part-1-left").mkdir()  # what a power cut leaves
     resumed = run("train", "wine.yaml", "--resume", "--json")
     assert resumed.exit_code == 0, resumed.stderr
     straight = json.loads(run("train", "wine.yaml", "--out", "straight", "--json").stdout)

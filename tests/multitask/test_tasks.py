@@ -107,6 +107,13 @@ def test_metrics_by_hand() -> None:
     assert found["accuracy"] == found["micro_f1"] == 0.75
     assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert found["auroc"] == pytest.approx((1.0 + 1.0 + 1.0) / 3) and found["average_precision"] == pytest.approx(1.0)
+    two, flipped = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]]), np.array([0, 1, 1, 0])
+    first, second = (single_label(two, flipped, two.argmax(1), place) for place in (0, 1))
+    assert first["auroc"] == second["auroc"] == 1.0
+    worse = single_label(two, np.array([0, 1, 0, 0]), two.argmax(1), 0)["average_precision"]
+    assert (
+        worse == pytest.approx((1 + 1 + 3 / 4) / 3) and single_label(two, np.array([0, 1, 0, 0]), two.argmax(1))["average_precision"] == 0.5
+    )
     assert single_label(shares, np.zeros(4, dtype=np.int64), shares.argmax(1))["auroc"] is None
     wanted = np.array([[1, 0], [1, 1], [0, 0]], dtype=bool)
     given = np.array([[1, 0], [0, 1], [0, 1]], dtype=bool)

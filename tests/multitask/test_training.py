@@ -91,11 +91,14 @@ def test_a_resumed_training_has_the_same_bits(way: str, tmp_path: Path, experime
     ]
     with pytest.raises(ConfigError, match="holds a run that was interrupted: go on with --resume"):
         train(config, tmp_path / "broken")
+    (tmp_path / "broken" / ".part-1-left").mkdir()  # what a power cut leaves
     heard: list[int] = []
     resumed = train(
         config, tmp_path / "broken", resume=True, tell=lambda event, fields: heard.append(fields["step"]) if event == "step" else None
     )
-    assert heard[0] == 21  # not from the beginning
+    assert heard[0] == 21 and [path.name for path in (tmp_path / "broken").iterdir()] == [
+        "model"
+    ]  # not from the beginning; nothing is left
     one, two = (load_file(tmp_path / name / "model" / "weights.safetensors") for name in ("straight", "broken"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     for results in (straight, resumed):
@@ -167,7 +170,7 @@ def test_the_best_step_is_kept_by_the_metric_that_was_asked_for(tmp_path: Path, 
         watch = Watch()
         results = train(config, tmp_path / metric, callbacks=[watch])
         best = max(value for _, value in watch.values)
-        assert results["best"] == best and results["best_step"] == next(step for step, value in watch.values if value == best)
+        assert results["best"] == best and results["best_step"] in [step for step, value in watch.values if value == best]
         kept = results["tasks"]["t"]["validation"]
         assert {"t.auroc": kept["auroc"], "loss": -kept["loss"], "mean": kept["accuracy"]}[metric] == best
 
@@ -229,7 +232,8 @@ def test_fusion_that_is_never_called_is_an_error(tmp_path: Path, experiment: Any
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path, experiment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Heads, "loss", lambda self, outputs, targets: outputs["label"].sum() * float("nan"))
+    loss = Heads.loss
+    monkeypatch.setattr(Heads, "loss", lambda self, *given: loss(self, *given) * (float("nan") if torch.is_grad_enabled() else 1.0))
     with pytest.raises(TrainingError, match=r"task t: the loss became nan at step 1: lower training\.learning_rate"):
         train(wine(tmp_path, experiment), tmp_path / "run")
 
@@ -282,3 +286,15 @@ def test_everything_is_in_the_directory_and_nothing_is_pickled(tmp_path: Path, e
     assert manifest["tasks"]["t"]["label"]["labels"] == ["class_0", "class_1", "class_2"]
     assert {column["kind"] for column in manifest["backbone"]["features"]} == {"numeric"}
     assert manifest["experiment"]["training"]["batch"] == 16 and manifest["results"]["best_step"] > 0
+
+
+def test_bfloat16_learns_too_and_answers_in_it(tmp_path: Path, experiment: Any, bert: Path) -> None:
+    """Products in bfloat16, weights in float32: on a CPU as on a GPU."""
+    write(tmp_path / "t.jsonl", topic_rows(200))
+    text = {"kind": "text", "model": str(bert), "max_length": 32}
+    task = {"t": {"kind": "classification", "label": "topic"}}
+    results = train(experiment(text, task, data={"train": ["t.jsonl"]}, training={**FAST, "precision": "bfloat16"}), tmp_path / "run")
+    model = Predictor.load(tmp_path / "run")
+    assert results["tasks"]["t"]["validation"]["accuracy"] > 0.8 and model.precision == torch.bfloat16
+    assert all(value.dtype == torch.float32 for value in model.network.parameters())
+    assert model.predict(["the goal"])[0]["t"]["label"] in ("food", "space", "sport")

@@ -15,8 +15,9 @@ from retain.multitask.registry import Registry
 @dataclass
 class Progress:
     """Where a training stands. ``phase`` counts from 0; ``step`` and ``steps`` are of the phase; ``losses``: the tasks of the latest
-    step; ``value``: the latest of what the best step is chosen by (higher is better), ``best`` the best so far; ``evaluation``: the
-    latest metrics, by task; ``seconds`` since the training began, those before an interruption included."""
+    step; ``value``: the latest of what the best step is chosen by (higher is better), ``best`` the best so far, ``best_loss`` the
+    validation loss there; ``evaluation``: the latest metrics, by task; ``seconds`` since the training began, with those before an
+    interruption."""
 
     phase: int = 0
     step: int = 0
@@ -26,6 +27,7 @@ class Progress:
     losses: dict[str, float] = field(default_factory=dict)
     value: float | None = None
     best: float | None = None
+    best_loss: float = 0.0
     best_step: int = 0
     evaluation: dict[str, dict[str, float | None]] = field(default_factory=dict)
     seconds: float = 0.0

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retain.data.errors import DataError
 
-TEMPORARY = ".tmp-"
+TEMPORARY = ".part-"
 
 
 def publish(folder: Path, fill: Callable[[Path], None]) -> None:

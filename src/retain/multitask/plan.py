@@ -96,8 +96,8 @@ def _rehearse(experiment: Experiment) -> tuple[float, int]:
     for task in experiment.tasks:
         part = experiment.parts[task.name]["train"]
         batches = sum(schedule.order.count(task.name) for schedule in experiment.schedules)
+        most = max(most, _step(experiment, task, _batch(part, config.training.batch, longest=True))[1])  # the first is slow: not timed
         seconds += _step(experiment, task, _batch(part, config.training.batch, longest=False))[0] * batches
-        most = max(most, _step(experiment, task, _batch(part, config.training.batch, longest=True))[1])
         validation = experiment.parts[task.name]["validation"]
         started = time.perf_counter()
         some = validation.inputs[:TIMED]

@@ -45,10 +45,12 @@ class RecordObjective:
         return [example for number in numbers if any((example := self._examples[name][number]).supervised)]
 
     def logits(self, examples: Sequence[Example], params: Params) -> tuple[Tensor, Tensor]:
-        """Float32 logits [N, outcomes] at the targets of all examples, and the example number [N] of each."""
-        rows, parts = [], []
+        """Float32 logits [N, outcomes] at the targets of all examples, and the example number [N] of each. A call with many examples goes
+        through the network in batches of the training's size."""
+        rows, parts, size = [], [], self.experiment.config.training.batch
+        some = [(name, own[at : at + size]) for name, own in self._by_task(examples).items() for at in range(0, len(own), size)]
         with evaluating(self.network):
-            for name, places in self._by_task(examples).items():
+            for name, places in some:
                 outputs, targets = self._run(name, [examples[place] for place in places], params)
                 logits, known = self.experiment.task(name).logits(outputs, targets)
                 parts.append(widened(logits, self._outcomes)[known])

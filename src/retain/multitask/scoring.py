@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from retain.multitask.assembly import Experiment, moved
 from retain.multitask.backbones.base import Encoded
 from retain.multitask.network import MultitaskNetwork
 from retain.multitask.tasks.base import Targets, Task
+from retain.training.loop import TrainingError
 
 Tell = Callable[[int, int], None]  # records done, of all
 
@@ -50,6 +52,8 @@ def evaluate(experiment: Experiment, name: str, split: str, tune: bool) -> dict[
     part, task = experiment.parts[name][split], experiment.task(name)
     size = experiment.config.training.batch
     results, loss = scores(experiment.network, task, part.inputs, size, experiment.device, experiment.precision, part.targets)
+    if not math.isfinite(loss):
+        raise TrainingError(f"task {name}: the loss on its {split} records is {loss}: lower training.learning_rate")
     if tune:
         task.tune(results, part.truths)
     return {"loss": loss, **task.metrics(results, part.truths)}

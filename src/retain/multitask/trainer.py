@@ -171,13 +171,14 @@ class Trainer:
             self.stop = callback.on_step(self.at) or self.stop
 
     def _evaluated(self) -> None:
-        """Measure the tasks learned so far, tune their thresholds, and keep the weights if they are the best."""
+        """Measure the tasks learned so far, tune their thresholds, and keep the weights if they are the best; of equals, if the loss is."""
         self._check_losses()
         names = [name for group in self.config.phases[: self.at.phase + 1] for name in group]
         self.at.evaluation = self._measure(names, "validation", tune=True)
         self.at.value = self._value(self.at.evaluation)
-        if self.at.best is None or self.at.value > self.at.best:
-            self.at.best, self.at.best_step = self.at.value, self.at.step
+        loss = sum(metrics["loss"] or 0.0 for metrics in self.at.evaluation.values())
+        if self.at.best is None or (self.at.value, -loss) > (self.at.best, -self.at.best_loss):
+            self.at.best, self.at.best_loss, self.at.best_step = self.at.value, loss, self.at.step
             self.best = {name: value.to("cpu", copy=True) for name, value in self.network.kept().items()}
             self.best_states = {task.name: task.state() for task in self.experiment.tasks}
         metric = self.config.training.metric
@@ -240,7 +241,7 @@ class Trainer:
             values, kept = mixed_state(f"retention/{number}", method.state_dict())
             remembered.append(values)
             tensors |= kept
-        at = {"step": self.at.step, "best": self.at.best, "best_step": self.at.best_step, "value": self.at.value}
+        at = {name: getattr(self.at, name) for name in ("step", "value", "best", "best_loss", "best_step")}
         state = {
             "config": self.config.recorded(), "phase": self.at.phase, "at": at, "matrix": self.matrix, "stopped": self.stopped,
             "counted": self.counted, "best_states": self.best_states, "seconds": self.seconds, "retention": remembered,

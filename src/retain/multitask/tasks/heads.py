@@ -193,7 +193,11 @@ class Heads(Task):
             if not len(labels):
                 found.update(dict.fromkeys(f"{start}{name}" for name in (MULTI if head.multi else SINGLE)))
                 continue
-            measured = (multi_label if head.multi else single_label)(probabilities, labels, _decided(head, probabilities))
+            decided = _decided(head, probabilities)
+            if head.multi:
+                measured = multi_label(probabilities, labels, decided)
+            else:
+                measured = single_label(probabilities, labels, decided, head.places.get(head.positive or "", 1))
             found.update({f"{start}{name}": value for name, value in measured.items()})
         if len(self.heads) > 1:
             mains = [found[f"{head.name}.{'micro_f1' if head.multi else 'accuracy'}"] for head in self.heads]

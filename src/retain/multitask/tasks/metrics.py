@@ -27,13 +27,16 @@ def sklearn_metrics() -> Any:
     return metrics
 
 
-def single_label(probabilities: Floats, labels: NDArray[np.int64], decided: NDArray[np.int64]) -> dict[str, float | None]:
+def single_label(
+    probabilities: Floats, labels: NDArray[np.int64], decided: NDArray[np.int64], positive: int = 1
+) -> dict[str, float | None]:
     """Of records with one of C labels: ``probabilities`` [N, C], ``labels`` and ``decided`` [N]. F1 is over the labels that occur in
-    either; AUROC and average precision are the mean over the labels that occur, each against the rest (of two labels: the second's)."""
+    either; AUROC and average precision are the mean over the labels that occur, each against the rest, and of two labels those of the
+    ``positive`` one."""
     tools, names = sklearn_metrics(), range(probabilities.shape[1])
     occurring = [name for name in names if 0 < int((labels == name).sum()) < len(labels)]
     if len(names) == 2:
-        occurring = occurring[-1:]
+        occurring = [name for name in occurring if name == positive]
     seen = sorted({*labels.tolist(), *decided.tolist()})
     return {
         "accuracy": float((labels == decided).mean()),
