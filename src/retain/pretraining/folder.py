@@ -68,6 +68,7 @@ class RunFolder:
 
     def __init__(self, place: Path, config: RunConfig, resume: bool = False, watch: Watch = SILENT) -> None:
         self.place, self.watch = place, watch
+        self._losses: list[float] = []
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -109,14 +110,19 @@ class RunFolder:
             self.log.keep(lambda record: False)
 
     def step(self, step: Step) -> None:
-        """Tell of a step, and log every tenth, the first and the last."""
+        """Tell of a step, and log every tenth, the first and the last, with the mean loss since the line before (or the check, so that the
+        log of a resumed run is that of a straight one)."""
         self.watch.step(step)
+        self._losses.append(step.loss)
         if step.step % LOG_EVERY == 0 or step.step in (1, step.steps):
-            self.log.append({"event": "step", **{name: value for name, value in asdict(step).items() if name not in ("steps", "left")}})
+            kept = {name: value for name, value in asdict(step).items() if name not in ("steps", "left")}
+            self.log.append({"event": "step", **kept, "loss": sum(self._losses) / len(self._losses)})
+            self._losses.clear()
 
     def check(self, record: dict[str, Any]) -> None:
         """Tell of a check and log it."""
         self.watch.check(record)
+        self._losses.clear()
         self.log.append({"event": "check", **record}, durable=True)
 
     def finish(self, checkpoints: Checkpoints, results: Mapping[str, Any]) -> dict[str, Any]:
