@@ -19,7 +19,7 @@ class TttConfig(Section):
     clip: Positive = Field(1.0, description="Largest gradient norm")
     minibatch: Count = Field(32, description="Tokens of the document in one step")
     window: Count = Field(512, description="Tokens before a mini-batch that it is read with")
-    epochs: Count = Field(3, description="Passes over the material")
+    epochs: Count = Field(5, description="Passes over the material")
     material: Literal["text", "study", "both"] = Field(
         "both", description="What is trained on: the text alone, the study set, or both in one stream"
     )

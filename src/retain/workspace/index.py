@@ -64,16 +64,18 @@ class Index(Documents):
         at = (int(self._rows("PRAGMA data_version")[0][0]), self._connection.total_changes)
         if at != self._frequency_at or len(self._frequency) > 20_000:  # somebody wrote, here or in another process
             self._frequency, self._frequency_at = {}, at
-        known = self._frequency
-        found = {}
-        for term in terms:
-            if (count := known.get(term)) is None:
-                pieces = _WORD.findall(term)
-                query = "SELECT count(*) FROM chunks_fts WHERE chunks_fts MATCH ?"
-                count = int(self._rows(query, (_quoted(" ".join(pieces)),))[0][0]) if pieces else 0
-                known[term] = count
-            found[term] = count
-        return found
+        known, wanted = self._frequency, list(dict.fromkeys(terms))
+        new = [term for term in wanted if term not in known]
+        for first in range(0, len(new), _WORDS):
+            known.update(self._counted(new[first : first + _WORDS]))
+        return {term: known[term] for term in wanted}
+
+    def _counted(self, terms: list[str]) -> dict[str, int]:
+        """In how many chunks terms occur; one statement for all costs less than one for each."""
+        phrases = {term: phrase for term in terms if (phrase := " ".join(_WORD.findall(term)))}
+        counts = ", ".join(["(SELECT count(*) FROM chunks_fts WHERE chunks_fts MATCH ?)"] * len(phrases))
+        found = self._rows(f"SELECT {counts}", [_quoted(phrase) for phrase in phrases.values()])[0] if phrases else ()
+        return dict.fromkeys(terms, 0) | dict(zip(phrases, found, strict=True))
 
     def _frequencies(self, query: str) -> list[tuple[int, str]]:
         """The words of a query that occur, each with the number of chunks that have it, the rarest first."""
