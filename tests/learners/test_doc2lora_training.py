@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.tiny import FIRST, LAST, PERSON, _value
 
 from retain.adapters import Adapter, inject
-from retain.config import Config
+from retain.config import Config, load_config
 from retain.config.values import parse_yaml
 from retain.data import DataError, Document, question_example
 from retain.learners.base import LearnerError, Lesson
@@ -26,6 +26,7 @@ from retain.learners.doc2lora.sources import Asked, Fact, Source, haystacks
 from retain.learners.doc2lora.teacher import Teacher
 from retain.lm.decoder import DecoderLM
 from retain.training.loop import TrainingError
+from retain.workspace.continual import ContinualLM
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEYS = ("home", "job")
@@ -133,6 +134,34 @@ def test_the_learner_learns_documents_one_beside_the_other(learn: Callable[[str]
     assert alone > max(nothing, another) + 1.0, (nothing, alone, another)
     assert beside > max(nothing, two) + 0.5, (nothing, beside, two)
     assert learn(text_of(people[0])).digest == adapters[0].digest
+
+
+def test_in_a_workspace(trained: Trained, tiny_model: DecoderLM, tmp_path: Path) -> None:
+    """Documents that the network never saw are learned in a transaction, answered, kept one beside the other, and forgotten."""
+    draw = random.Random(11)
+    people = [world(draw) for _ in range(3)]
+    documents = [Document.from_text(text_of(facts), facts[0].sentence.split(" ")[0]) for facts in people]
+    changes = {
+        "doc2lora": {"weights": trained.network}, "study": {"writer": "none", "held_out_fraction": 0.5},
+        "route": {"least_bits": 2.0, "threshold": 0.4}, "model": {"precision": "float32"}, "gate": {"attempts": 1},
+    }  # fmt: skip
+    with ContinualLM.open(tmp_path / "work", tiny_model, learner="doc2lora", config=load_config(None, changes)) as lm:
+
+        def right(number: int) -> float:
+            asked = [(question, fact.answer) for fact in people[number] for question in fact.questions]
+            return sum(answer in lm.ask(question, retrieval=False).text for question, answer in asked) / len(asked)
+
+        unknown = [right(number) for number in range(3)]
+        committed = [lm.learn(document).status == "committed" for document in documents]
+        learned = [right(number) for number in range(3)]
+        assert sum(committed) >= 2, "two of three unseen documents pass the gate at least"
+        gained = [after - before for after, before, kept in zip(learned, unknown, committed, strict=True) if kept]
+        assert sum(gained) / len(gained) > 0.4, (unknown, learned)
+        first = committed.index(True)
+        lm.forget(documents[first].id)
+        assert right(first) == unknown[first], "a forgotten document is still answered"
+        assert [right(number) for number in range(3) if number != first] == [learned[number] for number in range(3) if number != first]
+        assert lm.verify().ok
 
 
 def test_a_document_in_chunks_answers_from_each(trained: Trained, tiny_model: DecoderLM) -> None:

@@ -187,6 +187,17 @@ def test_looking_up_by_prefix(ledger: Ledger) -> None:
             ledger.document(missing)
 
 
+def test_looking_up_by_name(ledger: Ledger) -> None:
+    for key, title, source in (("d1", "Travel", "/a/travel.md"), ("d2", "Pumps", "/a/pumps.md"), ("d3", "Pumps", "/b/travel.md")):
+        add(ledger, key, title=title, source=source)
+    for name, key in (("d2", "d2"), ("Travel", "d1"), ("pumps.md", "d2"), ("/b/travel.md", "d3")):
+        assert ledger.named_document(name).id == key
+    for name, near in (("Pumps", ["d2", "d3"]), ("travel.md", ["d1", "d3"]), ("Travle", ["Travel"])):
+        with pytest.raises(NotFound) as raised:
+            ledger.named_document(name)
+        assert set(near) <= set(raised.value.near)
+
+
 def test_the_queue(ledger: Ledger, tmp_path: Path) -> None:
     for number in range(4):
         add(ledger, f"d{number}")

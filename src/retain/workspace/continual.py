@@ -329,11 +329,12 @@ class ContinualLM:
     def forget(self, document: str, *, drop_checkpoints: bool = False) -> Update:
         """Remove a document and everything that was learned from it, for good: text, passages, probes, adapters, history states.
 
+        ``document``: its id or the beginning of it, its title, or the name of its file, where only one document has that.
         A shared adapter is trained anew, from nothing, on the study sets of its other documents, and so is what learners built on it.
         Raises NotFound, Conflict, TrainingError, LearnerError.
         """
         with self._writing():
-            record = self.ledger.document(document)
+            record = self.ledger.named_document(document)
             if record.status == "forgotten":
                 raise Conflict(f"{record.id} is forgotten already")
             touched = [item.name for item in self.state.adapters if record.id in item.documents]

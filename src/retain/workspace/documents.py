@@ -6,6 +6,8 @@ import heapq
 import math
 import random
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from pathlib import PurePath
 from typing import Any
 
 from retain.workspace.database import Database, now
@@ -59,6 +61,18 @@ class Documents(Database):
     def document(self, id_or_prefix: str) -> DocumentRecord:
         """One document, by its id or an unambiguous beginning of it."""
         return DocumentRecord(*self._one("documents", "document", _COLUMNS, id_or_prefix))
+
+    def named_document(self, name: str) -> DocumentRecord:
+        """One document as a person names it: by its id or the beginning of it, its title, or the file it came from (the path, or its last
+        part). Raises NotFound, with the ids where several have that name, and with near titles and ids where none has."""
+        with suppress(NotFound):
+            return self.document(name)
+        here = [document for document in self.documents() if document.status != "forgotten"]
+        found = [document for document in here if name in (document.title, document.source, PurePath(document.source).name)]
+        if len(found) != 1:
+            known = [text for document in here for text in (document.id, document.title, PurePath(document.source).name)]
+            raise NotFound("document", name, known, near=[document.id for document in found])
+        return found[0]
 
     def counts(self) -> dict[str, int]:
         """How many documents have each status."""
