@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from retain.workspace.reports import Update
 
 UpdateId = Annotated[str, typer.Argument(metavar="UPDATE", help="Id of an update, or the beginning of one (see retain log).")]
-DocumentId = Annotated[str, typer.Argument(metavar="DOCUMENT", help="File, title or id (or its beginning) of a document; see retain documents.")]
+DocumentId = Annotated[str, typer.Argument(metavar="DOCUMENT", help="File, title or id (or its beginning) of a document.")]
 _STATUS = {"committed": "green", "pending": "yellow", "learning": "cyan", "rejected": "red", "failed": "red", "forgotten": "dim"}
 
 
