@@ -97,6 +97,10 @@ class KeyValueCache:
         self.values[:, 1:, :, :length] = self.values[:, :1, :, :length]
         self._shared = length
 
+    def continue_from(self, length: int) -> None:
+        """What comes next follows the first ``length`` positions of every row, which are shared or those of a single row."""
+        self._shared = length
+
     def prefix(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values [KV, P, D] of the shared positions, None when there are none."""
         return (self.keys[layer, 0, :, : self._shared], self.values[layer, 0, :, : self._shared]) if self._shared else None
