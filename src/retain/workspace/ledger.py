@@ -1,15 +1,16 @@
 """The ledger: one SQLite file that says what is known, where it came from, and how to undo it.
 
-`Ledger` is everything below in one object: `Database` (connection, transactions, meta, events), `Documents` (queue, probes, study sets),
-`Index` (search) and `Updates` (history, HEAD, checkpoints).
+`Ledger` is everything below in one object: `Database` (connection, transactions, meta, events), `Inbox` (what arrived and is not read
+yet), `Documents` (status, probes, study sets), `Index` (search) and `Updates` (history, HEAD, checkpoints).
 """
 
 from __future__ import annotations
 
+from retain.workspace.inbox import Inbox
 from retain.workspace.updates import Updates
 
 
-class Ledger(Updates):
+class Ledger(Updates, Inbox):
     """The ledger of a workspace.
 
         store = Store(folder)

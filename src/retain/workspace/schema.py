@@ -89,5 +89,27 @@ FIRST = (
     END""",
 )
 
-MIGRATIONS: list[tuple[str, ...]] = [FIRST]
+INBOX = (
+    """CREATE TABLE inbox (
+        sequence INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        source TEXT NOT NULL,
+        domain TEXT NOT NULL,
+        importance REAL NOT NULL CHECK (importance BETWEEN 0 AND 1),
+        body BLOB NOT NULL,
+        status TEXT NOT NULL CHECK (status IN ('pending', 'learning', 'done', 'failed', 'held')),
+        reason TEXT NOT NULL DEFAULT '',
+        attempts INTEGER NOT NULL DEFAULT 0,
+        not_before REAL NOT NULL DEFAULT 0,
+        owner TEXT NOT NULL DEFAULT '',
+        leased_until REAL NOT NULL DEFAULT 0,
+        documents TEXT NOT NULL DEFAULT '[]',
+        received_at TEXT NOT NULL
+    ) STRICT""",
+    "CREATE INDEX inbox_by_turn ON inbox(status, importance DESC, sequence)",
+)
+
+MIGRATIONS: list[tuple[str, ...]] = [FIRST, INBOX]
 """`MIGRATIONS[n]` turns version n into version n + 1; the version is SQLite's `user_version`. Each runs in one transaction."""
