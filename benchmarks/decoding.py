@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from retain.adapters import Adapter, AdapterSpec, inject, new_lora, select_sites
+from retain.adapters import Adapter, AdapterSpec, Composer, new_lora, select_sites
 from retain.adapters.peft_format import export_peft
 from retain.evaluation.control import load_control
 from retain.lm.batching import Batch, Request, Written
@@ -34,7 +34,6 @@ from retain.lm.devices import machine_facts
 from retain.lm.embedded import embedded_model_dir
 from retain.lm.generation import Sampling
 from retain.lm.loading import load_model
-from retain.lm.model import Injection
 from retain.lm.packing import Packed
 
 RESULTS = Path(__file__).parent / "results" / "decoding.json"
@@ -71,16 +70,11 @@ def random_adapters(model: DecoderLM) -> list[Adapter]:
     return made
 
 
-def batched(model: DecoderLM, prompts: Sequence[Sequence[int]], keys: Sequence[int | None], tokens: int, known: Sequence[Adapter]) -> int:
+def batched(model: DecoderLM, prompts: Sequence[Sequence[int]], keys: Sequence[int | None], tokens: int, compose: Composer) -> int:
     """Answer all prompts in one batch; the number of tokens written."""
-
-    def compose(rows: Sequence[int | None]) -> Injection | None:
-        different = sorted({row for row in rows if row is not None})
-        return inject([(known[number], [float(number == row) for row in rows]) for number in different], model.dtype)
-
     batch = Batch(model, max(len(prompts), 1), 512, compose)
     for prompt, key in zip(prompts, keys, strict=True):
-        batch.join(Request(prompt, Sampling(tokens), key))
+        batch.join(Request(prompt, Sampling(tokens), () if key is None else ((str(key), 1.0),)))
     made = 0
     while batch.busy:
         made += sum(isinstance(event, Written) for event in batch.step())
@@ -157,6 +151,7 @@ def main() -> None:
     narrow = load_model("smollm2-135m-instruct", threads=1)
     assert isinstance(model, DecoderLM) and isinstance(narrow, DecoderLM)
     known = random_adapters(model)
+    compose = Composer(lambda name: known[int(name)], model.dtype)
     prompts = [
         model.tokenizer(" ".join(text.split()[: 12 + 4 * number])).input_ids
         for number, text in zip(range(CLIENTS), load_control().texts, strict=False)
@@ -173,14 +168,14 @@ def main() -> None:
     one: dict[str, Callable[[], int]] = {
         "transformers float32": lambda: wide(prompts[:1], [None], options.tokens),
         f"transformers {own}": lambda: same(prompts[:1], [None], options.tokens),
-        f"retain {own}": lambda: batched(model, prompts[:1], [None], options.tokens, known),
-        "retain eight bits": lambda: batched(narrow, prompts[:1], [None], options.tokens, known),
+        f"retain {own}": lambda: batched(model, prompts[:1], [None], options.tokens, compose),
+        "retain eight bits": lambda: batched(narrow, prompts[:1], [None], options.tokens, compose),
     }
     eight: dict[str, Callable[[], int]] = {
         "peft float32": lambda: mixed_wide(prompts, keys, options.tokens),
         f"peft {own}": lambda: mixed(prompts, keys, options.tokens),
-        f"retain {own}": lambda: batched(model, prompts, keys, options.tokens, known),
-        "retain eight bits": lambda: batched(narrow, prompts, keys, options.tokens, known),
+        f"retain {own}": lambda: batched(model, prompts, keys, options.tokens, compose),
+        "retain eight bits": lambda: batched(narrow, prompts, keys, options.tokens, compose),
     }
     record: dict[str, Any] = {"benchmark": "decoding", "model": model.name, "precision": own, "tokens": options.tokens}
     for name, arms in (("one client", one), ("eight clients, four adapters", eight)):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from tests.tiny_models import SEQUENCES, bytes_of, gpt2, llama, lora, same_bytes
 from torch import Tensor
 
-from retain.adapters import Adapter, AdapterError, inject, inject_trainable, new_lora, select_sites
+from retain.adapters import Adapter, AdapterError, AdapterInjection, Composer, inject, inject_trainable, new_lora, select_sites
 from retain.lm.bridge import TransformersLM
 from retain.lm.decoder import DecoderLM
 from retain.lm.model import LanguageModel
@@ -146,3 +147,30 @@ def test_an_adapter_is_checked_and_addressed_by_its_content() -> None:
     with pytest.raises(AdapterError, match="was made for base"):
         adapter.check(llama(seed=5))
     assert inject([], torch.float32) is None
+
+
+def test_rows_that_come_and_go_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama()
+    known = {name: lora(model, number) for number, name in enumerate("abc")}
+    read: list[str] = []
+    compose = Composer(lambda name: read.append(name) or known[name], torch.float32, kept=1)  # type: ignore[func-returns-value]
+    compiled = 0
+    compile_group = AdapterInjection._compile
+
+    def counted(self: AdapterInjection, *inputs: Any) -> None:
+        nonlocal compiled
+        compiled += 1
+        compile_group(self, *inputs)
+
+    monkeypatch.setattr(AdapterInjection, "_compile", counted)
+    for rows in ([[("a", 1.0)], [("b", 0.5)]], [[("b", 1.0)], [], [("a", 1.0), ("b", 2.0)]], [[("a", 1.0)]], [[], []]):
+        packed = Packed.of(SEQUENCES[: len(rows)])
+        expected = torch.cat([
+            model.hidden(Packed.of([sequence]), inject([(known[name], weight) for name, weight in row], torch.float32))
+            for sequence, row in zip(SEQUENCES, rows, strict=False)
+        ])  # fmt: skip
+        before = compiled
+        torch.testing.assert_close(model.hidden(packed, compose(rows)), expected, atol=1e-4, rtol=1e-4)
+        if len(rows) == 3:
+            assert compiled == before and read == ["a", "b"], "the same two adapters, in other rows"
+    assert read == ["a", "b", "a"] and compose([[], []]) is None

@@ -10,12 +10,15 @@ import pytest
 import torch
 from tests.tiny_models import llama, lora
 
-from retain.adapters import inject
+from retain.adapters import Composer
 from retain.lm.batching import Batch, Ended, Request, Written
 from retain.lm.decoder import DecoderLM
 from retain.lm.generation import Sampling, stream
-from retain.lm.model import Injection, LanguageModelError
+from retain.lm.model import LanguageModelError
 from retain.lm.packing import Packed, targets
+
+Active = tuple[tuple[str, float], ...]
+ONE: Active = (("1", 1.0),)
 
 
 class Marks:
@@ -37,19 +40,14 @@ def model() -> DecoderLM:
     return made
 
 
-class Composed:
-    """Injections by the number of an adapter, None for none."""
-
-    def __init__(self, model: DecoderLM) -> None:
-        self.known = {number: lora(model, number) for number in range(1, 7)}
-
-    def __call__(self, rows: Sequence[int | None]) -> Injection | None:
-        different = [number for number in self.known if number in rows]
-        return inject([(self.known[number], [float(number == row) for row in rows]) for number in different], torch.float32)
+def composed(model: DecoderLM) -> Composer:
+    """Injections of adapters named 1 to 6."""
+    known = {str(number): lora(model, number) for number in range(1, 7)}
+    return Composer(known.__getitem__, torch.float32)
 
 
 def alone(model: DecoderLM, request: Request) -> list[int]:
-    injection = Composed(model)([request.adapters])
+    injection = composed(model)([request.adapters or ()])
     return [token for _, token in stream(model, [request.prompt], request.sampling, injection)]
 
 
@@ -69,7 +67,7 @@ def run(batch: Batch, requests: Sequence[Request], every: int = 1) -> dict[int, 
     return found
 
 
-def requests(count: int, adapters: Sequence[int | None], seed: int = 0) -> list[Request]:
+def requests(count: int, adapters: Sequence[Active], seed: int = 0) -> list[Request]:
     draw = random.Random(seed)
     return [
         Request(
@@ -83,8 +81,8 @@ def requests(count: int, adapters: Sequence[int | None], seed: int = 0) -> list[
 
 @pytest.mark.parametrize(("slots", "every"), [(1, 1), (3, 2), (8, 1)])
 def test_together_as_alone(model: DecoderLM, slots: int, every: int) -> None:
-    asked = requests(14, [None, 1, 2, 3])
-    found = run(Batch(model, slots, compose=Composed(model)), asked, every)
+    asked = requests(14, [(), ONE, (("2", 1.0),), (("1", 0.5), ("3", 1.0))])
+    found = run(Batch(model, slots, compose=composed(model)), asked, every)
     expected = {number: tokens for number, request in enumerate(asked) if (tokens := alone(model, request))}
     assert found == expected
     assert len({tuple(tokens) for tokens in expected.values()}) > 5, "the requests were meant to differ"
@@ -92,8 +90,8 @@ def test_together_as_alone(model: DecoderLM, slots: int, every: int) -> None:
 
 def test_a_long_prompt_is_read_in_pieces_while_others_write(model: DecoderLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retain.lm.batching.PIECE", 8)
-    short, long = Request([5, 9], Sampling(12)), Request([7, 3, 11, 20, 21] * 9, Sampling(6), 4)
-    batch = Batch(model, 2, compose=Composed(model))
+    short, long = Request([5, 9], Sampling(12)), Request([7, 3, 11, 20, 21] * 9, Sampling(6), ONE)
+    batch = Batch(model, 2, compose=composed(model))
     first = batch.join(short)
     batch.step()
     second = batch.join(long)
@@ -102,13 +100,13 @@ def test_a_long_prompt_is_read_in_pieces_while_others_write(model: DecoderLM, mo
         order += [event.request for event in batch.step() if isinstance(event, Written)]
     assert order.index(second) >= 5, "the prompt of 45 tokens was to be read in six pieces"
     assert order[:5] == [first] * 5
-    assert run(Batch(model, 2, compose=Composed(model)), [short, long]) == {0: alone(model, short), 1: alone(model, long)}
+    assert run(Batch(model, 2, compose=composed(model)), [short, long]) == {0: alone(model, short), 1: alone(model, long)}
 
 
 def test_a_prompt_that_begins_like_the_last_goes_on_from_there(model: DecoderLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = [Request([5, 9, 31, 7, *range(10, 10 + n)], Sampling(6), 5) for n in (4, 12, 2, 12)]
-    turns.append(Request(turns[-1].prompt, Sampling(6)))  # the same text with other adapters shares nothing
-    batch, read = Batch(model, 2, compose=Composed(model)), []
+    turns = [Request([5, 9, 31, 7, *range(10, 10 + n)], Sampling(6), ONE) for n in (4, 12, 2, 12)]
+    turns.append(Request(turns[-1].prompt, Sampling(6), ()))  # the same text with other adapters shares nothing
+    batch, read = Batch(model, 2, compose=composed(model)), []
     hidden = DecoderLM.hidden
     monkeypatch.setattr(DecoderLM, "hidden", lambda self, packed, *a, **k: read.append(packed.total) or hidden(self, packed, *a, **k))
     for turn in turns:
@@ -119,9 +117,9 @@ def test_a_prompt_that_begins_like_the_last_goes_on_from_there(model: DecoderLM,
 
 
 def test_leaving_frees_the_slot(model: DecoderLM) -> None:
-    asked = requests(6, [None, 6], seed=3)
+    asked = requests(6, [(), ONE], seed=3)
     asked = [Request(request.prompt, Sampling(30), request.adapters) for request in asked]
-    batch = Batch(model, 3, compose=Composed(model))
+    batch = Batch(model, 3, compose=composed(model))
     numbers = [batch.join(request) for request in asked]
     found: dict[int, list[int]] = {number: [] for number in numbers}
     for step in range(200):

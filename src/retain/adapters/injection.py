@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,7 @@ class AdapterInjection:
         self.by_row = any(isinstance(part.weight, Tensor) for part in self.parts)
         self._known = frozenset().union(*(part.sites for part in self._low_rank))
         self._compiled: dict[tuple[str, ...], _Product | None] = {}
+        self._row_weights: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(self, sites: tuple[str, ...], x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         if beside := self._beside.get(sites[0]):
@@ -103,8 +104,7 @@ class AdapterInjection:
         widths = _widths([self._width(site) for site in sites], y.shape[-1])
         a: list[Tensor] = []
         b: list[Tensor] = []
-        by_row: list[Tensor] = []
-        differ = any(isinstance(part.weight, Tensor) for part in self._low_rank)
+        owners: list[int] = []
         total = sum(
             self._low_rank[number].tensors[site + LORA_A].shape[0] for site, here in zip(sites, active, strict=True) for number in here
         )
@@ -116,19 +116,35 @@ class AdapterInjection:
                 block_a, block_b = part.stacked(tuple(group[place] for group in layers), self.dtype)
                 a.append(block_a)
                 columns.append(block_b)
-                if differ:
-                    row_weights = part.weight if isinstance(part.weight, Tensor) else torch.ones(())
-                    by_row.append(row_weights.to(block_a.device, self.dtype).reshape(-1, 1).expand(-1, block_a.shape[1]))
+                owners += [number] * block_a.shape[1]
             rank = sum(column.shape[2] for column in columns)
             block = _joined(columns, 2) if columns else y.new_zeros((len(layers), widths[place], 0), dtype=self.dtype)
             b.append(F.pad(block, (offset, total - offset - rank)) if rank < total else block)
             offset += rank
-        weights = None
-        if differ:
-            rows = max(block.shape[0] for block in by_row)
-            weights = torch.cat([block.expand(rows, -1) for block in by_row], 1)
+        by_row = self._by_row(tuple(owners))
         for group, down, up in zip(layers, _joined(a, 1).unbind(), _joined(b, 1).unbind(), strict=True):
-            self._compiled[group] = _Product(down, up, weights)
+            self._compiled[group] = _Product(down.t(), up.t(), tuple(owners), by_row)
+
+    def _by_row(self, owners: tuple[int, ...]) -> Tensor | None:
+        """The weight of each coordinate in each row [rows, R], given the number of the part that each belongs to; None if rows agree."""
+        if not any(isinstance(part.weight, Tensor) for part in self._low_rank):
+            return None
+        if owners not in self._row_weights:
+            own = [part.weight if isinstance(part.weight, Tensor) else torch.ones(1) for part in self._low_rank]
+            rows = max(len(weights) for weights in own)
+            table = torch.stack([weights.expand(rows) for weights in own], 1)[:, list(owners)]
+            device = next(iter(self._low_rank[0].tensors.values())).device
+            self._row_weights[owners] = table.to(device, self.dtype)
+        return self._row_weights[owners]
+
+    def reweighted(self, weights: Sequence[Sequence[float]]) -> AdapterInjection:
+        """The same adapters with other weights by row, one list for each; what was compiled is used again. Every weight was by row."""
+        parts = [replace(part, weight=torch.tensor(list(own))) for part, own in zip(self.parts, weights, strict=True)]
+        made = AdapterInjection(parts, self.dtype, self.change)
+        made._compiled = {
+            sites: product and replace(product, by_row=made._by_row(product.owners)) for sites, product in self._compiled.items()
+        }
+        return made
 
     def _active(self, sites: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         """For each site the numbers of the parts that change it."""
@@ -169,15 +185,46 @@ def _widths(known: list[int | None], width: int) -> list[int]:
     return [width // len(known)] * len(known)
 
 
+@dataclass(frozen=True, eq=False)
 class _Product:
-    def __init__(self, a: Tensor, b: Tensor, by_row: Tensor | None) -> None:
-        self.a, self.b, self.by_row = a.t(), b.t(), by_row
+    """``a`` [d_in, R], ``b`` [R, d_out], the number of the part that each of the R coordinates belongs to, and their weights by row."""
+
+    a: Tensor
+    b: Tensor
+    owners: tuple[int, ...]
+    by_row: Tensor | None
 
     def __call__(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         u = x @ self.a  # [T, R]
         if self.by_row is not None:
-            u = u * self.by_row[rows]
+            u = u * self.by_row.index_select(0, rows)
         return torch.addmm(y, u, self.b)
+
+
+class Composer:
+    """Injections of batches whose rows come and go, with adapters by name: as long as the adapters in the batch are the same, nothing is
+    compiled anew. ``adapter``: an adapter by its name."""
+
+    def __init__(self, adapter: Callable[[str], Adapter], dtype: torch.dtype, device: torch.device | str = "cpu", kept: int = 4) -> None:
+        self.adapter, self.dtype, self.device, self.kept = adapter, dtype, device, kept
+        self._compiled: dict[tuple[str, ...], AdapterInjection] = {}  # the set used last is the last
+
+    def __call__(self, rows: Sequence[Sequence[tuple[str, float]]]) -> AdapterInjection | None:
+        """``rows``: for each row of the batch its adapters' names with their weights. None when no row has any."""
+        names = tuple(sorted({name for row in rows for name, _ in row}))
+        if not names:
+            return None
+        weights = [[dict(row).get(name, 0.0) for row in rows] for name in names]
+        known = self._compiled.pop(names, None)
+        if known is None:
+            made = inject([(self.adapter(name), own) for name, own in zip(names, weights, strict=True)], self.dtype, self.device)
+            assert made is not None
+        else:
+            made = known.reweighted(weights)
+        self._compiled[names] = made
+        while len(self._compiled) > self.kept:
+            del self._compiled[next(iter(self._compiled))]
+        return made
 
 
 def inject(

@@ -33,7 +33,7 @@ class Request:
 
     prompt: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
-    adapters: Any = None
+    adapters: Any = ()
     guide: Callable[[Tensor, Tensor, int | None], Tensor] | None = None
     top: int | None = None
 
