@@ -177,6 +177,10 @@ class Inbox(Database):
             self._change(key, owner, "reason = ?", (reason,))
             self._again(key, self.arrival(key).attempts + 1, reason, time.time() + delay)
 
+    def give_back(self, key: str, owner: str, reason: str, delay: float) -> None:
+        """It was not its fault (the disk is full, another process writes): try again after ``delay`` seconds; this was no attempt."""
+        self._change(key, owner, "status = 'pending', reason = ?, not_before = ?", (reason, time.time() + delay))
+
     def release(self, key: str) -> None:
         """One that is held or failed may be learned. Raises Conflict for any other."""
         with self.transaction():

@@ -1,0 +1,108 @@
+"""The learner behind a service: takes what arrived, reads it, learns it, and says what became of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from retain.data.document import Document
+from retain.data.errors import DataError
+from retain.data.readers.isolated import read_isolated
+from retain.learners.base import LearnerError
+from retain.training.loop import TrainingError
+from retain.workspace.continual import ContinualLM
+from retain.workspace.errors import Conflict, DiskFull, Locked
+from retain.workspace.inbox import Arrival, Leased
+from retain.workspace.reports import Event
+
+LEASE = 120.0  # seconds that a lease lasts unless it is held on to
+WAIT = 30.0  # seconds before the first try again; twice as many before the next
+BUSY = 2.0  # seconds before another look while somebody else writes
+FULL = 60.0  # and while the disk is full
+
+
+class Worker:
+    """Learns a workspace's arrivals one after another. Each is finished, tried again later, or given up with its reason; when the process
+    dies, the next worker finds it again, and what was committed already is known and not learned twice.
+
+    ``tell``: hears what happens, besides the workspace's own progress.
+    """
+
+    def __init__(self, lm: ContinualLM, tell: Callable[[Event], None] | None = None) -> None:
+        self.lm, self.owner = lm, f"{socket.gethostname()}:{os.getpid()}"
+        self._tell = tell or (lambda event: None)
+
+    def run(self, stop: threading.Event, idle: float = 1.0) -> None:
+        """Learn until ``stop`` is set, looking for arrivals every ``idle`` seconds."""
+        while not stop.is_set():
+            if not self.once():
+                stop.wait(idle)
+
+    def once(self) -> bool:
+        """Take one arrival and learn it; False when there is none that may be tried now."""
+        ledger = self.lm.ledger
+        leased = ledger.lease(self.owner, LEASE)
+        if not leased:
+            return False
+        one = leased[0]
+        try:
+            with self._holding(one):
+                self._learn(one)
+        except DataError as error:
+            ledger.fail(one.id, self.owner, str(error))
+            self._tell(Event("note", f"{one.arrival.name or one.id} cannot be learned: {error}"))
+        except (TrainingError, LearnerError, MemoryError) as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            ledger.retry(one.id, self.owner, reason, WAIT * 2**one.attempts)
+            self._tell(Event("note", f"{one.arrival.name or one.id} was not learned this time: {reason}"))
+        except (Locked, DiskFull) as error:
+            ledger.give_back(one.id, self.owner, str(error), FULL if isinstance(error, DiskFull) else BUSY)
+            self._tell(Event("note", str(error)))
+        except Conflict as error:  # the lease was lost: somebody else has it
+            self._tell(Event("note", str(error)))
+        except BaseException:
+            ledger.give_back(one.id, self.owner, "interrupted", 0.0)
+            raise
+        return True
+
+    def _learn(self, one: Leased) -> None:
+        documents = self._read(one.arrival)
+        updates = self.lm.learn_all(documents)
+        refused = [update.reason for update in updates if update.status == "rejected"]
+        keys = list(dict.fromkeys(key for update in updates for key in update.documents))
+        self.lm.ledger.finish(one.id, self.owner, keys, refused[0] if refused else "")
+
+    def _read(self, arrival: Arrival) -> list[Document]:
+        told = {"domain": arrival.domain, "importance": arrival.importance}
+        if arrival.kind == "file":
+            found = read_isolated(arrival.body, arrival.name, on_note=lambda note: self._tell(Event("note", str(note))), **told)  # type: ignore[arg-type]
+            if not found:
+                raise DataError("there is nothing to learn in it", path=arrival.name)
+            return found
+        if arrival.kind == "url":
+            raise DataError("addresses are not fetched", path=arrival.name)
+        text = arrival.body.decode("utf-8", "replace")
+        return [Document.from_text(text, arrival.name or None, arrival.source or "sent", **told)]  # type: ignore[arg-type]
+
+    @contextmanager
+    def _holding(self, one: Leased) -> Iterator[None]:
+        """The lease lasts as long as the learning does."""
+        done = threading.Event()
+
+        def hold() -> None:
+            while not done.wait(LEASE / 4):
+                try:
+                    self.lm.ledger.extend(one.id, self.owner, LEASE)
+                except Conflict:
+                    return
+
+        thread = threading.Thread(target=hold, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()

@@ -1,0 +1,94 @@
+"""What arrives is learned, each thing once, and whatever goes wrong says so."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import tiny_documents, tiny_questions
+
+from retain.config import load_config
+from retain.training.loop import TrainingError
+from retain.workspace import WriterLock
+from retain.workspace import worker as module
+from retain.workspace.continual import ContinualLM
+from retain.workspace.inbox import Arrival
+from retain.workspace.worker import Worker
+
+SETTINGS = {
+    "learn": {"rank": 8, "alpha": 16.0, "layers": "all", "epochs": 12, "batch_tokens": 256, "learning_rate": 5e-3, "learner": "jitrl"},
+    "study": {"writer": "none"}, "route": {"least_bits": 2.0, "threshold": 0.4}, "model": {"precision": "float32"}, "gate": {"attempts": 1},
+}  # fmt: skip
+
+
+@pytest.fixture
+def lm(tmp_path: Path, tiny_model: Any) -> Any:
+    with ContinualLM.open(tmp_path / "work", tiny_model, config=load_config(None, SETTINGS)) as made:
+        yield made
+
+
+def text(number: int, **more: Any) -> Arrival:
+    title, body = tiny_documents()[number]
+    return Arrival(body.encode(), name=title, **more)
+
+
+def test_what_arrives_is_learned_once(lm: ContinualLM) -> None:
+    (first, _), (second, _), (broken, _), (empty, _) = lm.ledger.receive(
+        [text(0), Arrival(text(1).body, "file", "second.md", importance=0.9), Arrival(b"%PDF-1.4", "file", "a.pdf"), Arrival(b"  \n")]
+    )
+    told: list[str] = []
+    worker = Worker(lm, lambda event: told.append(event.message))
+    while worker.once():
+        pass
+    found = {key: lm.ledger.arrival(key) for key in (first, second, broken, empty)}
+    assert [found[key].status for key in (first, second, broken, empty)] == ["done", "done", "failed", "failed"]
+    assert "not a readable PDF" in found[broken].reason and found[empty].reason and len(told) == 2
+    learned = lm.documents()
+    assert [record.status for record in learned] == ["committed"] * 2
+    assert [record.id for record in learned] == [*found[second].documents, *found[first].documents], "the important one came first"
+    assert (learned[0].source, learned[0].importance) == ("second.md", 0.9)
+    question = tiny_questions(0)[0]
+    assert question.answer.lower() in lm.ask(question.wordings[-1]).text.lower()
+    updates = len(lm.log())
+    lm.ledger.receive([Arrival(text(0).body, "file", "again.md")])  # the same text in a file
+    assert worker.once() and len(lm.log()) == updates and lm.ledger.arrival_counts() == {"done": 3, "failed": 2}
+
+
+def test_failing_is_tried_again_and_waiting_is_not_failing(lm: ContinualLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    ((key, _),) = lm.ledger.receive([text(0)])
+    worker = Worker(lm)
+    monkeypatch.setattr(module, "WAIT", -1.0)
+    monkeypatch.setattr(module, "BUSY", -1.0)
+    with WriterLock(lm.root / "lock").acquire():
+        assert worker.once()
+    assert (lm.ledger.arrival(key).status, lm.ledger.arrival(key).attempts) == ("pending", 0)
+    learn = lm.learn_all
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise TrainingError("the loss is not finite")
+
+    monkeypatch.setattr(lm, "learn_all", fail)
+    assert worker.once() and lm.ledger.arrival(key).reason == "the loss is not finite" and lm.ledger.arrival(key).attempts == 1
+    monkeypatch.setattr(lm, "learn_all", learn)
+    assert worker.once() and lm.ledger.arrival(key).status == "done"
+    lm.ledger.receive([text(1)])
+    monkeypatch.setattr(lm, "learn_all", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        worker.once()
+    assert lm.ledger.arrival_counts() == {"done": 1, "pending": 1}
+
+
+def test_it_works_until_it_is_stopped(lm: ContinualLM) -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=Worker(lm).run, args=(stop, 0.01))
+    thread.start()
+    ((key, _),) = lm.ledger.receive([text(2)])
+    for _ in range(600):
+        if lm.ledger.arrival(key).status == "done":
+            break
+        stop.wait(0.1)
+    stop.set()
+    thread.join(30)
+    assert lm.ledger.arrival(key).status == "done" and not thread.is_alive()
