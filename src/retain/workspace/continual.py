@@ -11,20 +11,21 @@ from typing import Any
 
 from retain.config import Config, load_config
 from retain.data.document import Document, Message, QuestionAnswer
-from retain.data.examples import prompt_tokens
 from retain.learners.ace.playbook import Playbook
+from retain.learners.base import Aid
 from retain.learners.registry import DEFAULT, check_learner
 from retain.lm.generation import Processor, Sampling, generate, stream
 from retain.lm.model import LanguageModel
 from retain.workspace import playbooks, transaction
+from retain.workspace.asking import adapter_named, prepare
 from retain.workspace.consolidation import Consolidation
 from retain.workspace.errors import Conflict, NotFound, WorkspaceError
-from retain.workspace.knowledge import Decision, Knowledge, processors_of, stored_document
+from retain.workspace.knowledge import Knowledge, processors_of, stored_document
 from retain.workspace.learning import Learnable, Learning, with_learner
 from retain.workspace.ledger import Ledger
 from retain.workspace.lock import WriterLock
 from retain.workspace.records import ActiveAdapter, Checkpoint, DocumentRecord, State, to_json
-from retain.workspace.reports import AdapterInfo, Answer, Diff, Event, Source, Update, Verification
+from retain.workspace.reports import AdapterInfo, Answer, Diff, Event, Update, Verification
 from retain.workspace.store import Store
 
 
@@ -227,32 +228,24 @@ class ContinualLM:
             check_learner(learner)
         started = time.perf_counter()
         knowledge, state, settings = self.knowledge, self.state, self.config.generate
-        if adapters is None:
-            decision = knowledge.decide(question, state, learner=learner)
-        else:
-            chosen = tuple(self._adapter(name) for name in adapters)
-            decision = Decision(chosen, tuple(document for item in chosen for document in item.documents))
-        aid = knowledge.aid(question, decision)
-        with_passages = (settings.retrieval if retrieval is None else retrieval) and not (aid.context and not decision.injected)
-        context, hits = knowledge.context(question, decision) if with_passages else (aid.context, [])
         sampling = Sampling(
             max_tokens or settings.max_tokens,
             settings.temperature if temperature is None else temperature,
             settings.top_p,
             self.config.learn.seed,
         )
-        room = self.model.context - sampling.max_tokens
-        prompt = prompt_tokens(self.model.tokenizer, question, context, history=[_message(turn) for turn in history], max_tokens=room)
-        used = decision.beside_passages(settings.weight_beside_passages) if context else decision
-        injection, processors = knowledge.injection(used, state), processors_of([aid])
+        turns = [_message(turn) for turn in history]
+        asked = prepare(
+            knowledge, state, question, sampling, history=turns, retrieval=retrieval, adapters=adapters, learner=learner
+        )  # fmt: skip
+        injection, processors = knowledge.injection(asked.decision, state), processors_of([Aid(guide=asked.guide)])
         if on_token is None:
-            text = generate(self.model, [prompt], sampling, injection, processors)[0]
+            text = generate(self.model, [asked.prompt], sampling, injection, processors)[0]
             count = len(self.model.tokenizer(text, add_special_tokens=False).input_ids)
         else:
-            text, count = self._streamed(prompt, sampling, injection, processors, on_token)
-        scores = {item.document: item.score for item in decision.matches}
-        sources = [Source(hit.document, self.ledger.document(hit.document).title, hit.text, scores.get(hit.document, 0.0)) for hit in hits]
-        return Answer(text.strip(), sources, [item.name for item in used.adapters], time.perf_counter() - started, count)
+            text, count = self._streamed(asked.prompt, sampling, injection, processors, on_token)
+        names = [item.name for item in asked.decision.adapters]
+        return Answer(text.strip(), asked.sources, names, time.perf_counter() - started, count)
 
     def _streamed(
         self, prompt: Sequence[int], sampling: Sampling, injection: Any, processors: Sequence[Processor], on_token: Callable[[str], None]
@@ -393,7 +386,7 @@ class ContinualLM:
         from retain.adapters.merging import merge
 
         with self._writing():
-            chosen = [self._adapter(name) for name in names]
+            chosen = [adapter_named(self.state, name) for name in names]
             if len(chosen) < 2:
                 raise WorkspaceError("merging needs at least two adapters")
             merged = merge(method, [self.knowledge.adapter(item.digest) for item in chosen]).half()
@@ -421,7 +414,7 @@ class ContinualLM:
         from retain.adapters.merging import merge
         from retain.adapters.peft_format import export_peft
 
-        item = self._adapter(name)
+        item = adapter_named(self.state, name)
         adapter, skill = self.knowledge.adapter(item.digest), self.knowledge.skill(self.state)
         target = Path(directory)
         export_peft(merge("concatenate", [skill, adapter]) if skill and item.documents else adapter, target, self.model.name)
@@ -450,7 +443,7 @@ class ContinualLM:
 
     def _weigh(self, name: str, weight: float) -> Update:
         with self._writing():
-            chosen = self._adapter(name)
+            chosen = adapter_named(self.state, name)
             items = tuple(replace(item, weight=weight) if item == chosen else item for item in self.state.adapters)
             return self._move(replace(self.state, adapters=items), "enable")
 
@@ -518,13 +511,6 @@ class ContinualLM:
 
     def _stored(self, record: DocumentRecord) -> Document:
         return stored_document(self.store, record)
-
-    def _adapter(self, name: str) -> ActiveAdapter:
-        known = self.state.adapters
-        found = [item for item in known if item.name == name] or [item for item in known if len(name) > 3 and item.name.startswith(name)]
-        if len(found) != 1:
-            raise NotFound("adapter", name, [item.name for item in self.state.adapters])
-        return found[0]
 
     def _info(self, item: ActiveAdapter) -> AdapterInfo:
         from retain.adapters import AdapterSpec

@@ -12,10 +12,10 @@ from typing import Any
 
 from retain.adapters import Adapter, inject
 from retain.config import Config
+from retain.data.answers import contains
 from retain.data.chunking import chunks
 from retain.data.document import Document
 from retain.data.examples import Example, text_example
-from retain.evaluation.answers import contains
 from retain.evaluation.control import load_control
 from retain.evaluation.probes import Probe, mean_kl, perplexity
 from retain.learners.base import Lesson

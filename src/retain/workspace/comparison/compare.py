@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from retain.config import Config
+from retain.data.answers import contains, exact_match, f1
 from retain.data.document import Document
 from retain.data.errors import DataError, did_you_mean
 from retain.data.streams import Question
-from retain.evaluation.answers import contains, exact_match, f1
 from retain.evaluation.metrics import bootstrap, seed_interval
 from retain.evaluation.runs import Run
 from retain.learners.base import LearnerError
