@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import llama, lora
+from tests.tiny_models import gpt2, llama, lora
 
-from retain.adapters import Composer
-from retain.lm.batching import Batch, Ended, Request, Written
+from retain.adapters import Composer, inject
+from retain.lm.batching import Batch, Ended, OneByOne, Request, Written
 from retain.lm.decoder import DecoderLM
 from retain.lm.generation import Sampling, stream
 from retain.lm.model import LanguageModelError
@@ -65,6 +65,29 @@ def run(batch: Batch, requests: Sequence[Request], every: int = 1) -> dict[int, 
         assert batch.live <= batch.slots
         step += 1
     return found
+
+
+def test_models_without_slots_answer_one_by_one() -> None:
+    model = gpt2()
+    model.tokenizer = Marks()
+    batch: Any = OneByOne(model, compose=Composer({"1": lora(model, 1)}.__getitem__, torch.float32))
+    asked = [
+        Request([5, 9, 31], Sampling(6)),
+        Request([7, 3], Sampling(4), ONE),
+        Request([8, 8, 1], Sampling(90)),
+        Request([4], Sampling(3)),
+    ]
+    numbers = [batch.join(request) for request in asked]
+    batch.leave(numbers[2])
+    events = []
+    while batch.busy:
+        events += batch.step()
+    for place in (0, 1, 3):
+        injection = inject([(lora(model, 1), 1.0)], torch.float32) if asked[place].adapters else None
+        alone = [token for _, token in stream(model, [asked[place].prompt], asked[place].sampling, injection)]
+        assert [event.token for event in events if isinstance(event, Written) and event.request == numbers[place]] == alone
+        assert Ended(numbers[place], "length" if len(alone) == asked[place].sampling.max_tokens else "stop") in events
+    assert not any(event.request == numbers[2] for event in events)
 
 
 def requests(count: int, adapters: Sequence[Active], seed: int = 0) -> list[Request]:

@@ -8,7 +8,7 @@ next turn of a conversation does, goes on from there.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from retain.lm.attention import KeyValueCache
 from retain.lm.decoder import DecoderLM
-from retain.lm.generation import Sampling, cut, end_tokens, pick
-from retain.lm.model import Injection, LanguageModelError
+from retain.lm.generation import Sampling, Step, cut, end_tokens, pick, stream
+from retain.lm.model import Injection, LanguageModel, LanguageModelError
 from retain.lm.packing import Packed
 
 Compose = Callable[[Sequence[Any]], Injection | None]
@@ -108,12 +108,10 @@ class Batch:
 
     def join(self, request: Request) -> int:
         """Take a request in; its number. Raises LanguageModelError when the prompt is empty or leaves no room for an answer."""
-        length = len(request.prompt)
-        if not 0 < length < self.capacity:
-            raise LanguageModelError(f"the prompt has {length} tokens: between 1 and {self.capacity - 1} can be answered")
+        check_room(request, self.capacity)
         generator = torch.Generator(device=self.model.device).manual_seed(request.sampling.seed)
         self._count += 1
-        self._waiting.append(_Live(self._count, request, generator, min(request.sampling.max_tokens, self.capacity - length)))
+        self._waiting.append(_Live(self._count, request, generator, min(request.sampling.max_tokens, self.capacity - len(request.prompt))))
         return self._count
 
     def leave(self, number: int) -> None:
@@ -223,3 +221,83 @@ def _likelihoods(logits: Tensor, token: int, top: int | None) -> tuple[float | N
     log = torch.log_softmax(logits, -1)
     values, places = log.topk(top)
     return float(log[token]), tuple(zip(places.tolist(), values.tolist(), strict=True))
+
+
+class OneByOne:
+    """The same for models without slots of their own: requests are answered one after another."""
+
+    def __init__(self, model: LanguageModel, capacity: int | None = None, compose: Compose = lambda adapters: None) -> None:
+        self.model, self.compose = model, compose
+        self.capacity = min(capacity or model.context, model.context)
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._now: tuple[int, Iterator[Written | Ended]] | None = None
+        self._count = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._now or self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not being answered yet."""
+        return len(self._waiting)
+
+    @property
+    def live(self) -> int:
+        """Requests that are being answered."""
+        return int(self._now is not None)
+
+    def join(self, request: Request) -> int:
+        """As :meth:`Batch.join`."""
+        check_room(request, self.capacity)
+        self._count += 1
+        self._waiting.append((self._count, request))
+        return self._count
+
+    def leave(self, number: int) -> None:
+        """As :meth:`Batch.leave`."""
+        self._waiting = deque(item for item in self._waiting if item[0] != number)
+        if self._now is not None and self._now[0] == number:
+            self._now = None
+
+    def step(self) -> list[Written | Ended]:
+        """As :meth:`Batch.step`."""
+        if self._now is None and self._waiting:
+            number, request = self._waiting.popleft()
+            self._now = number, self._answer(number, request)
+        if self._now is None:
+            return []
+        told = next(self._now[1])
+        if isinstance(told, Ended):
+            self._now = None
+        return [told]
+
+    def _answer(self, number: int, request: Request) -> Iterator[Written | Ended]:
+        seen: list[Tensor] = []
+
+        def watch(step: Step, logits: Tensor) -> Tensor:
+            changed = logits if request.guide is None else request.guide(step.hidden[0], logits[0], _only(step.tokens))[None]
+            seen[:] = [changed[0]]
+            return changed
+
+        room = min(request.sampling.max_tokens, self.capacity - len(request.prompt))
+        made, ids = 0, list[int]()
+        for _, token in stream(self.model, [request.prompt], request.sampling, self.compose([request.adapters]), [watch]):
+            made += 1
+            ids.append(token)
+            yield Written(number, token, *_likelihoods(seen[0], token, request.top))
+            if made == room:
+                break
+        stopped = bool(request.sampling.stop) and cut(self.model.tokenizer.decode(ids[-24:]), request.sampling.stop)[1]
+        yield Ended(number, "length" if made == room and not stopped else "stop")
+
+
+def _only(tokens: Tensor | None) -> int | None:
+    return None if tokens is None else int(tokens[0])
+
+
+def check_room(request: Request, capacity: int) -> None:
+    """Raise LanguageModelError when the prompt is empty or leaves no room for an answer."""
+    if not 0 < len(request.prompt) < capacity:
+        raise LanguageModelError(f"the prompt has {len(request.prompt)} tokens: between 1 and {capacity - 1} can be answered")

@@ -30,12 +30,13 @@ class Asked:
 
 def prepare(
     knowledge: Knowledge, state: State, question: str, sampling: Sampling, *, history: Sequence[Message] = (),
-    retrieval: bool | None = None, adapters: Sequence[str] | None = None, learner: str | None = None,
+    retrieval: bool | None = None, adapters: Sequence[str] | None = None, learner: str | None = None, capacity: int | None = None,
 ) -> Asked:  # fmt: skip
     """What a question in ``state`` runs with.
 
     ``retrieval``: put passages of the documents that it speaks of into the context (default from the configuration); ``adapters``: use
-    exactly these by name instead of routing; ``learner``: with what this learner made alone. Raises NotFound.
+    exactly these by name instead of routing; ``learner``: with what this learner made alone; ``capacity``: tokens of prompt and
+    answer together, by default the model's context. Raises NotFound.
     """
     settings = knowledge.config.generate
     if adapters is None:
@@ -46,7 +47,8 @@ def prepare(
     aid = knowledge.aid(question, decision)
     with_passages = (settings.retrieval if retrieval is None else retrieval) and not (aid.context and not decision.injected)
     context, hits = knowledge.context(question, decision) if with_passages else (aid.context, [])
-    tokenizer, room = knowledge.model.tokenizer, knowledge.model.context - sampling.max_tokens
+    tokenizer, longest = knowledge.model.tokenizer, knowledge.model.context
+    room = min(capacity or longest, longest) - sampling.max_tokens
     prompt = prompt_tokens(tokenizer, question, context, history=list(history), max_tokens=room)
     used = decision.beside_passages(settings.weight_beside_passages) if context else decision
     scores = {item.document: item.score for item in decision.matches}
