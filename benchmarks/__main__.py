@@ -15,6 +15,8 @@ LONG = {
     "consolidation": "benchmarks.consolidation",
     "digits": "benchmarks.digits.run",
     "learners": "benchmarks.learners",
+    "multitask": "benchmarks.multitask",
+    "multitask_speed": "benchmarks.multitask_speed",
 }
 ALL = {**{name: f"benchmarks.{name}" for name in QUICK}, **LONG}
 

@@ -70,11 +70,11 @@ def random_adapters(model: DecoderLM) -> list[Adapter]:
     return made
 
 
-def batched(model: DecoderLM, prompts: Sequence[Sequence[int]], keys: Sequence[int | None], tokens: int, compose: Composer) -> int:
+def batched(model: DecoderLM, prompts: Sequence[Sequence[int]], keys: Sequence[Adapter | None], tokens: int, compose: Composer) -> int:
     """Answer all prompts in one batch; the number of tokens written."""
     batch = Batch(model, max(len(prompts), 1), 512, compose)
     for prompt, key in zip(prompts, keys, strict=True):
-        batch.join(Request(prompt, Sampling(tokens), () if key is None else ((str(key), 1.0),)))
+        batch.join(Request(prompt, Sampling(tokens), () if key is None else ((key, 1.0),)))
     made = 0
     while batch.busy:
         made += sum(isinstance(event, Written) for event in batch.step())
@@ -151,12 +151,13 @@ def main() -> None:
     narrow = load_model("smollm2-135m-instruct", threads=1)
     assert isinstance(model, DecoderLM) and isinstance(narrow, DecoderLM)
     known = random_adapters(model)
-    compose = Composer(lambda name: known[int(name)], model.dtype)
+    compose = Composer(model.dtype)
     prompts = [
         model.tokenizer(" ".join(text.split()[: 12 + 4 * number])).input_ids
         for number, text in zip(range(CLIENTS), load_control().texts, strict=False)
     ]
     keys = [number % ADAPTERS for number in range(CLIENTS)]
+    active = [known[key] for key in keys]
     perplexity = perplexities(narrow)
     with tempfile.TemporaryDirectory() as folder:
         places = [Path(folder) / str(number) for number in range(ADAPTERS)]
@@ -174,8 +175,8 @@ def main() -> None:
     eight: dict[str, Callable[[], int]] = {
         "peft float32": lambda: mixed_wide(prompts, keys, options.tokens),
         f"peft {own}": lambda: mixed(prompts, keys, options.tokens),
-        f"retain {own}": lambda: batched(model, prompts, keys, options.tokens, compose),
-        "retain eight bits": lambda: batched(narrow, prompts, keys, options.tokens, compose),
+        f"retain {own}": lambda: batched(model, prompts, active, options.tokens, compose),
+        "retain eight bits": lambda: batched(narrow, prompts, active, options.tokens, compose),
     }
     record: dict[str, Any] = {"benchmark": "decoding", "model": model.name, "precision": own, "tokens": options.tokens}
     for name, arms in (("one client", one), ("eight clients, four adapters", eight)):

@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.stream.run import written_stream
 from retain.config import load_config
+from retain.data.answers import contains, exact_match, f1
 from retain.data.document import Document
-from retain.evaluation.answers import contains, exact_match, f1
 from retain.evaluation.control import load_control
 from retain.evaluation.runs import Run
 from retain.lm.devices import machine_facts

@@ -152,8 +152,7 @@ def test_an_adapter_is_checked_and_addressed_by_its_content() -> None:
 def test_rows_that_come_and_go_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
     known = {name: lora(model, number) for number, name in enumerate("abc")}
-    read: list[str] = []
-    compose = Composer(lambda name: read.append(name) or known[name], torch.float32, kept=1)  # type: ignore[func-returns-value]
+    compose = Composer(torch.float32, kept=1)
     compiled = 0
     compile_group = AdapterInjection._compile
 
@@ -170,7 +169,11 @@ def test_rows_that_come_and_go_compile_nothing_anew(monkeypatch: pytest.MonkeyPa
             for sequence, row in zip(SEQUENCES, rows, strict=False)
         ])  # fmt: skip
         before = compiled
-        torch.testing.assert_close(model.hidden(packed, compose(rows)), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            model.hidden(packed, compose([[(known[name], weight) for name, weight in row] for row in rows])), expected, atol=1e-4, rtol=1e-4
+        )
         if len(rows) == 3:
-            assert compiled == before and read == ["a", "b"], "the same two adapters, in other rows"
-    assert read == ["a", "b", "a"] and compose([[], []]) is None
+            assert compiled == before, "the same two adapters, in other rows"
+        elif any(rows):
+            assert compiled > before
+    assert compose([[], []]) is None

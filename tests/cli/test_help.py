@@ -58,6 +58,12 @@ SPELLED = {
     "config show": "KEY --changed",
     "config set": "KEY VALUE --user",
     "config validate": "FILE",
+    "config schema": "KIND --out",
+    "config example": "NAME --out",
+    "serve": "--host --port --token-file --eight-bits --no-learner",
+    "work": "--once",
+    "ingest": "PATH --domain --importance",
+    "watch": "FOLDER --domain --importance",
     "doctor": "",
 }
 

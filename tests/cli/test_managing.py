@@ -100,7 +100,7 @@ def test_config_validate(run: Any, workspace: Path, tmp_path: Path) -> None:
     assert run("config", "validate").exit_code == 0
     file = tmp_path / "mine.yaml"
     file.write_text("learn:\n  rank: 4\n")
-    assert json.loads(run("config", "validate", file, "--json").stdout) == {"valid": True, "files": [str(file)]}
+    assert json.loads(run("config", "validate", file, "--json").stdout) == {"valid": True, "files": [str(file)], "kinds": ["workspace"]}
     file.write_text("learn:\n  rnk: 4\n")
     result = run("config", "validate", file)
     assert result.exit_code == 2 and "did you mean learn.rank?" in result.stderr

@@ -10,15 +10,14 @@ import pytest
 import torch
 from tests.tiny_models import gpt2, llama, lora
 
-from retain.adapters import Composer, inject
+from retain.adapters import Adapter, Composer, inject
 from retain.lm.batching import Batch, Ended, OneByOne, Request, Written
 from retain.lm.decoder import DecoderLM
 from retain.lm.generation import Sampling, stream
-from retain.lm.model import LanguageModelError
+from retain.lm.model import LanguageModel, LanguageModelError
 from retain.lm.packing import Packed, targets
 
-Active = tuple[tuple[str, float], ...]
-ONE: Active = (("1", 1.0),)
+Active = tuple[tuple[Adapter, float], ...]
 
 
 class Marks:
@@ -40,14 +39,8 @@ def model() -> DecoderLM:
     return made
 
 
-def composed(model: DecoderLM) -> Composer:
-    """Injections of adapters named 1 to 6."""
-    known = {str(number): lora(model, number) for number in range(1, 7)}
-    return Composer(known.__getitem__, torch.float32)
-
-
-def alone(model: DecoderLM, request: Request) -> list[int]:
-    injection = composed(model)([request.adapters or ()])
+def alone(model: LanguageModel, request: Request) -> list[int]:
+    injection = inject(request.adapters, torch.float32)
     return [token for _, token in stream(model, [request.prompt], request.sampling, injection)]
 
 
@@ -70,10 +63,10 @@ def run(batch: Batch, requests: Sequence[Request], every: int = 1) -> dict[int, 
 def test_models_without_slots_answer_one_by_one() -> None:
     model = gpt2()
     model.tokenizer = Marks()
-    batch: Any = OneByOne(model, compose=Composer({"1": lora(model, 1)}.__getitem__, torch.float32))
+    batch: Any = OneByOne(model, compose=Composer(torch.float32))
     asked = [
         Request([5, 9, 31], Sampling(6)),
-        Request([7, 3], Sampling(4), ONE),
+        Request([7, 3], Sampling(4), ((lora(model, 1), 1.0),)),
         Request([8, 8, 1], Sampling(90)),
         Request([4], Sampling(3)),
     ]
@@ -83,10 +76,9 @@ def test_models_without_slots_answer_one_by_one() -> None:
     while batch.busy:
         events += batch.step()
     for place in (0, 1, 3):
-        injection = inject([(lora(model, 1), 1.0)], torch.float32) if asked[place].adapters else None
-        alone = [token for _, token in stream(model, [asked[place].prompt], asked[place].sampling, injection)]
-        assert [event.token for event in events if isinstance(event, Written) and event.request == numbers[place]] == alone
-        assert Ended(numbers[place], "length" if len(alone) == asked[place].sampling.max_tokens else "stop") in events
+        expected = alone(model, asked[place])
+        assert [event.token for event in events if isinstance(event, Written) and event.request == numbers[place]] == expected
+        assert Ended(numbers[place], "length" if len(expected) == asked[place].sampling.max_tokens else "stop") in events
     assert not any(event.request == numbers[2] for event in events)
 
 
@@ -104,8 +96,9 @@ def requests(count: int, adapters: Sequence[Active], seed: int = 0) -> list[Requ
 
 @pytest.mark.parametrize(("slots", "every"), [(1, 1), (3, 2), (8, 1)])
 def test_together_as_alone(model: DecoderLM, slots: int, every: int) -> None:
-    asked = requests(14, [(), ONE, (("2", 1.0),), (("1", 0.5), ("3", 1.0))])
-    found = run(Batch(model, slots, compose=composed(model)), asked, every)
+    a, b, c = (lora(model, number) for number in range(3))
+    asked = requests(14, [(), ((a, 1.0),), ((b, 1.0),), ((a, 0.5), (c, 1.0))])
+    found = run(Batch(model, slots, compose=Composer(torch.float32)), asked, every)
     expected = {number: tokens for number, request in enumerate(asked) if (tokens := alone(model, request))}
     assert found == expected
     assert len({tuple(tokens) for tokens in expected.values()}) > 5, "the requests were meant to differ"
@@ -113,8 +106,8 @@ def test_together_as_alone(model: DecoderLM, slots: int, every: int) -> None:
 
 def test_a_long_prompt_is_read_in_pieces_while_others_write(model: DecoderLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retain.lm.batching.PIECE", 8)
-    short, long = Request([5, 9], Sampling(12)), Request([7, 3, 11, 20, 21] * 9, Sampling(6), ONE)
-    batch = Batch(model, 2, compose=composed(model))
+    short, long = Request([5, 9], Sampling(12)), Request([7, 3, 11, 20, 21] * 9, Sampling(6), ((lora(model, 1), 1.0),))
+    batch = Batch(model, 2, compose=Composer(torch.float32))
     first = batch.join(short)
     batch.step()
     second = batch.join(long)
@@ -123,13 +116,14 @@ def test_a_long_prompt_is_read_in_pieces_while_others_write(model: DecoderLM, mo
         order += [event.request for event in batch.step() if isinstance(event, Written)]
     assert order.index(second) >= 5, "the prompt of 45 tokens was to be read in six pieces"
     assert order[:5] == [first] * 5
-    assert run(Batch(model, 2, compose=composed(model)), [short, long]) == {0: alone(model, short), 1: alone(model, long)}
+    assert run(Batch(model, 2, compose=Composer(torch.float32)), [short, long]) == {0: alone(model, short), 1: alone(model, long)}
 
 
 def test_a_prompt_that_begins_like_the_last_goes_on_from_there(model: DecoderLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = [Request([5, 9, 31, 7, *range(10, 10 + n)], Sampling(6), ONE) for n in (4, 12, 2, 12)]
+    active = ((lora(model, 1), 1.0),)
+    turns = [Request([5, 9, 31, 7, *range(10, 10 + n)], Sampling(6), active) for n in (4, 12, 2, 12)]
     turns.append(Request(turns[-1].prompt, Sampling(6), ()))  # the same text with other adapters shares nothing
-    batch, read = Batch(model, 2, compose=composed(model)), []
+    batch, read = Batch(model, 2, compose=Composer(torch.float32)), []
     hidden = DecoderLM.hidden
     monkeypatch.setattr(DecoderLM, "hidden", lambda self, packed, *a, **k: read.append(packed.total) or hidden(self, packed, *a, **k))
     for turn in turns:
@@ -140,9 +134,9 @@ def test_a_prompt_that_begins_like_the_last_goes_on_from_there(model: DecoderLM,
 
 
 def test_leaving_frees_the_slot(model: DecoderLM) -> None:
-    asked = requests(6, [(), ONE], seed=3)
+    asked = requests(6, [(), ((lora(model, 1), 1.0),)], seed=3)
     asked = [Request(request.prompt, Sampling(30), request.adapters) for request in asked]
-    batch = Batch(model, 3, compose=composed(model))
+    batch = Batch(model, 3, compose=Composer(torch.float32))
     numbers = [batch.join(request) for request in asked]
     found: dict[int, list[int]] = {number: [] for number in numbers}
     for step in range(200):

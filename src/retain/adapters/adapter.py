@@ -61,7 +61,7 @@ class AdapterSpec:
             raise AdapterError(f"the adapter's description is damaged: {error}") from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """Tensors and spec. LoRA tensors: ``<site>.lora_A.weight`` [rank, d_in] and ``<site>.lora_B.weight`` [d_out, rank]; those of other
     kinds: ``<site>.<name>``, see :mod:`retain.adapters.blocks`."""

@@ -202,26 +202,23 @@ class _Product:
 
 
 class Composer:
-    """Injections of batches whose rows come and go, with adapters by name: as long as the adapters in the batch are the same, nothing is
-    compiled anew. ``adapter``: an adapter by its name."""
+    """Injections of batches whose rows come and go: as long as the adapters in the batch are the same, nothing is compiled anew. The
+    ``kept`` sets of adapters used last stay compiled."""
 
-    def __init__(self, adapter: Callable[[str], Adapter], dtype: torch.dtype, device: torch.device | str = "cpu", kept: int = 4) -> None:
-        self.adapter, self.dtype, self.device, self.kept = adapter, dtype, device, kept
-        self._compiled: dict[tuple[str, ...], AdapterInjection] = {}  # the set used last is the last
+    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu", kept: int = 4) -> None:
+        self.dtype, self.device, self.kept = dtype, device, kept
+        self._compiled: dict[frozenset[Adapter], tuple[list[Adapter], AdapterInjection]] = {}  # the set used last is the last
 
-    def __call__(self, rows: Sequence[Sequence[tuple[str, float]]]) -> AdapterInjection | None:
-        """``rows``: for each row of the batch its adapters' names with their weights. None when no row has any."""
-        names = tuple(sorted({name for row in rows for name, _ in row}))
-        if not names:
+    def __call__(self, rows: Sequence[Sequence[tuple[Adapter, float]]]) -> AdapterInjection | None:
+        """``rows``: for each row of the batch its adapters with their weights. None when no row has any."""
+        together = frozenset(adapter for row in rows for adapter, _ in row)
+        if not together:
             return None
-        weights = [[dict(row).get(name, 0.0) for row in rows] for name in names]
-        known = self._compiled.pop(names, None)
-        if known is None:
-            made = inject([(self.adapter(name), own) for name, own in zip(names, weights, strict=True)], self.dtype, self.device)
-            assert made is not None
-        else:
-            made = known.reweighted(weights)
-        self._compiled[names] = made
+        order, known = self._compiled.pop(together, (list(together), None))
+        weights = [[dict(row).get(adapter, 0.0) for row in rows] for adapter in order]
+        made = inject(list(zip(order, weights, strict=True)), self.dtype, self.device) if known is None else known.reweighted(weights)
+        assert made is not None
+        self._compiled[together] = order, made
         while len(self._compiled) > self.kept:
             del self._compiled[next(iter(self._compiled))]
         return made

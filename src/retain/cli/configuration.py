@@ -1,4 +1,4 @@
-"""`retain config`: show, set and check the configuration."""
+"""`retain config`: show, set, check and describe the configuration, and files to begin with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,22 @@ def complete_key(incomplete: str) -> list[tuple[str, str]]:
     return [(row.key, row.help) for row in describe() if row.key.startswith(incomplete)]
 
 
+def complete_kind(incomplete: str) -> list[str]:
+    """Kinds of files for the shell's completion."""
+    from retain.cli.kinds import KINDS
+
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
+def complete_example(incomplete: str) -> list[str]:
+    """Names of examples for the shell's completion."""
+    from retain.cli.kinds import examples
+
+    return [name for name in examples() if name.startswith(incomplete)]
+
+
 Key = Annotated[str, typer.Argument(metavar="KEY", help="Dotted key, such as learn.rank.", autocompletion=complete_key)]
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it to a new file.")]
 
 
 @command(
@@ -88,33 +103,92 @@ def set_key(
 
 @command(
     ("retain config validate", "everything that is in force"),
-    ("retain config validate my.yaml", "one file"),
+    ("retain config validate news.yaml", "one file of any kind"),
 )
 def validate(
     here: Session,
     files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", help="YAML files; without them, what is in force.")] = None,
 ) -> None:
-    """Check the configuration.
+    """Check the configuration, or files for train, pretrain, distill and train-hypernetwork.
 
-    Unknown keys and wrong values are errors that say where they are and what was meant.
+    Unknown keys and wrong values are errors that say where they are and what was meant. No model and no data are read.
     """
+    from retain.cli.kinds import KINDS, check
     from retain.cli.output import home
-    from retain.config import read_file, user_file, workspace_file
+    from retain.config import user_file, workspace_file
 
-    chosen = files or []
+    chosen = [file.expanduser() for file in files or []]
     for file in chosen:
-        if not file.expanduser().is_file():
+        if not file.is_file():
             raise CommandError(f"{file}: there is no such file")
-        read_file(file.expanduser())
     if not chosen:
         chosen = [path for path in (user_file(), workspace_file(here.config.workspace)) if path.is_file()]
+    kinds = [check(file) for file in chosen]
     if here.json:
-        here.emit({"valid": True, "files": [str(file) for file in chosen]})
+        here.emit({"valid": True, "files": [str(file) for file in chosen], "kinds": kinds})
         return
-    for file in chosen:
-        here.out.print(Text.assemble(("✓ ", "green"), home(file)), soft_wrap=True)
+    for file, kind in zip(chosen, kinds, strict=True):
+        here.out.print(Text.assemble(("✓ ", "green"), home(file), (f"  for {KINDS[kind]}", "dim")), soft_wrap=True)
     if not files:
         here.out.print(Text.assemble(("✓ ", "green"), "the configuration in force is valid" + ("" if chosen else " (defaults; no file)")))
+
+
+@command(
+    ("retain config schema train", "of experiments"),
+    ("retain config schema train --out train.schema.json", "for an editor"),
+)
+def schema(
+    here: Session,
+    kind: Annotated[
+        str, typer.Argument(metavar="[KIND]", help="workspace, train, pretrain, distill or hypernetwork.", autocompletion=complete_kind)
+    ] = "workspace",
+    out: Out = None,
+) -> None:
+    """The JSON Schema of a kind of file: every key with its type, range, default and meaning.
+
+    For train it holds the sections of every kind of backbone and task that there is.
+    """
+    from retain.cli.kinds import KINDS, one_of
+    from retain.cli.kinds import schema as made
+    from retain.cli.output import to_json
+
+    found = made(one_of(kind, KINDS, "kind of file"))
+    if out is None:
+        here.emit(found)
+    else:
+        _new_file(here, out, to_json(found) + "\n")
+
+
+@command(
+    ("retain config example", "what there is"),
+    ("retain config example text", "a commented file to begin with"),
+    ("retain config example text --out news.yaml", "into a file"),
+)
+def example(
+    here: Session,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which example.", autocompletion=complete_example)] = None,
+    out: Out = None,
+) -> None:
+    """A commented YAML file to begin with: for texts, tables, pictures, sounds, answers, a decoder of your own."""
+    from retain.cli.kinds import about, examples, one_of
+    from retain.cli.output import facts
+
+    known = {one: file.read_text(encoding="utf-8") for one, file in examples().items()}
+    if name is None:
+        if out is not None:
+            raise CommandError(f"--out: name the example; there is {', '.join(known)}")
+        if here.json:
+            here.emit({one: about(text) for one, text in known.items()})
+        else:
+            here.out.print(facts([(one, Text(about(text))) for one, text in known.items()]))
+        return
+    text = known[one_of(name, known, "example")]
+    if out is not None:
+        _new_file(here, out, text)
+    if here.json:
+        here.emit({"name": name, "yaml": text, "file": None if out is None else str(out)})
+    elif out is None:
+        here.out.print(Text(text.rstrip("\n")), soft_wrap=True, highlight=False)
 
 
 def write(here: Session, key: str, value: str, user: bool = False) -> Path:
@@ -128,6 +202,16 @@ def write(here: Session, key: str, value: str, user: bool = False) -> Path:
     if hidden is not None and hidden.source not in (str(path), "default"):
         here.note(f"{key} is also set by {hidden.source}, which wins", "yellow")
     return path
+
+
+def _new_file(here: Session, out: Path, text: str) -> None:
+    from retain.cli.output import home
+
+    place = out.expanduser()
+    if place.exists():
+        raise CommandError(f"{place}: is there already: choose another name")
+    place.write_text(text, encoding="utf-8")
+    here.note(f"written to {home(place)}")
 
 
 def _setting(here: Session, key: str) -> Setting | None:

@@ -15,8 +15,8 @@ from rich.table import Table
 def run() -> None:
     """Teach three documents, ask about each before and after, show what was learned, what was kept and the certificate."""
     from retain.cli.certificates import certificate_panel
+    from retain.data.answers import contains
     from retain.data.document import Document
-    from retain.evaluation.answers import contains
     from retain.workspace.continual import ContinualLM
 
     console = Console(highlight=False)

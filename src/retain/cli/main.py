@@ -27,6 +27,7 @@ from retain.cli import (
     predict,
     pretrain,
     report,
+    serving,
     train,
 )
 from retain.cli.command import Debug, Json, Workspace, add, command, examples_text, execute, flag
@@ -71,6 +72,10 @@ _COMMANDS: tuple[tuple[str, Commands], ...] = (
             ("verify", history.verify),
             ("documents", history.documents),
         ),
+    ),
+    (
+        "Serve",
+        (("serve", serving.serve), ("work", serving.work), ("ingest", serving.ingest), ("watch", serving.watch)),
     ),
     ("Measure", (("compare", compare.compare), ("report", report.report))),
     (
@@ -117,8 +122,14 @@ _GROUPS: tuple[tuple[str, str, Commands], ...] = (
     ("model", "The base model, which is never written to.", (("pull", model.pull), ("info", model.info), ("list", model.list_models))),
     (
         "config",
-        "The configuration: show, set, check.",
-        (("show", configuration.show), ("set", configuration.set_key), ("validate", configuration.validate)),
+        "The configuration: show, set, check; files to begin with.",
+        (
+            ("show", configuration.show),
+            ("set", configuration.set_key),
+            ("validate", configuration.validate),
+            ("schema", configuration.schema),
+            ("example", configuration.example),
+        ),
     ),
 )
 

@@ -18,6 +18,7 @@ from retain.config.learners import (
     TttConfig,
 )
 from retain.config.section import Count, Fraction, Names, NonNegative, Positive, Section, Whole
+from retain.config.serving import ServeConfig
 
 
 class ModelConfig(Section):
@@ -204,6 +205,7 @@ class Config(Section):
     gate: GateConfig = Field(default_factory=GateConfig, description="What an update must pass")
     route: RouteConfig = Field(default_factory=RouteConfig, description="Which adapters answer a prompt")
     generate: GenerateConfig = Field(default_factory=GenerateConfig, description="How answers are generated")
+    serve: ServeConfig = Field(default_factory=ServeConfig, description="The service: answers over HTTP")
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 

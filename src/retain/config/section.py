@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 
 def _split(value: object) -> object:
@@ -12,7 +12,8 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.strip("[] ").split(",") if part.strip()] if isinstance(value, str) else value
 
 
-Names = Annotated[list[str], BeforeValidator(_split)]
+_NAMES = {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}  # what a file may hold
+Names = Annotated[list[str], BeforeValidator(_split), WithJsonSchema(_NAMES)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]

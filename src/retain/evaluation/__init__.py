@@ -1,7 +1,7 @@
 """Evaluation: what a model knows, what it kept, and what that says about a way of learning."""
 
+from retain.data.answers import contains, exact_match, f1, normalise
 from retain.data.choices import Choice
-from retain.evaluation.answers import contains, exact_match, f1, normalise
 from retain.evaluation.control import Control, load_control
 from retain.evaluation.metrics import (
     LIMIT,

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from retain.data import DataError, Message, dialogue_example, prompt_tokens
+from retain.data.answers import contains
 from retain.data.chat import affixes, tokenise, user_turn
-from retain.evaluation.answers import contains
 from retain.lm.generation import Processor, Sampling, generate
 from retain.lm.model import Injection, LanguageModel
 from retain.lm.packing import Packed, common_prefix, targets

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from retain.data import DataError, Message, Question, load_questions, load_squad
+from retain.data.answers import contains, exact_match, f1
 from retain.data.choices import Choice, letter_tokens
 from retain.data.streams import is_squad
 from retain.data.tasks import TaskItem
-from retain.evaluation.answers import contains, exact_match, f1
 from retain.evaluation.metrics import bootstrap
 from retain.evaluation.probes import Tell, answer_questions, continuation_scores, option_tokens
 from retain.lm.model import Injection, LanguageModel

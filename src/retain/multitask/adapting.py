@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -16,7 +17,8 @@ from retain.lm.loading import quiet
 from retain.multitask.config import BackboneConfig, FreezeConfig, PeftConfig
 
 LORA = ("lora", "rslora", "dora", "adalora")
-KEYS_AND_VALUES = ("key", "value", "k_proj", "v_proj", "k_lin", "v_lin", "c_attn", "query_key_value", "Wqkv")
+KEYS_AND_VALUES = ("k", "v", "key", "value", "k_proj", "v_proj", "k_lin", "v_lin", "c_attn", "query_key_value", "Wqkv")
+ADAPTER = re.compile(r"\.lora_[AB]\.(\w+)\.weight$")  # the adapter that a matrix belongs to
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what AdaLoRA's plan has gathered of each triplet
 ORTHOGONAL = 0.5  # weight of AdaLoRA's regularisation (2303.10512, equation 4), as peft has it
 
@@ -31,19 +33,46 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
+    @property
+    def weight(self) -> Any:
+        """The layer's own, which some networks look at."""
+        return self.layer.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, adapted."""
         y = self.layer(x)
         return y + self.up(self.dropout(torch.relu(self.down(y))))
 
 
-def adapt(backbone: nn.Module, config: BackboneConfig, steps: int) -> None:
-    """Freeze what is to be frozen, then put adapters on the rest. ``steps``: optimizer steps of the training, which AdaLoRA plans with.
+def adapt(backbone: nn.Module, config: BackboneConfig, steps: int, adapters: int = 1) -> None:
+    """Freeze what is to be frozen, then put adapters on the rest. ``steps``: optimizer steps of the training, which AdaLoRA plans with;
+    ``adapters``: how many of LoRA lie on each other, the first learning (:func:`use_adapter`).
     Raises ConfigError for a pattern or target that matches nothing, and where nothing of a network is left to adapt."""
     network: Any = backbone.network
     freeze(network, config.freeze)
     if config.peft is not None:
         backbone.network = _bottlenecks(network, config) if config.peft.method == "bottleneck" else _through_peft(network, config, steps)
+        adapted: Any = backbone.network
+        for number in range(1, adapters):
+            adapted.add_adapter(adapter_name(number), adapted.peft_config["default"])
+        if adapters > 1:
+            use_adapter(backbone, 0)
+
+
+def adapter_name(number: int) -> str:
+    """The name that the library peft knows an adapter by."""
+    return "default" if number == 0 else f"phase{number + 1}"
+
+
+def use_adapter(backbone: nn.Module, number: int) -> None:
+    """Of several adapters all take part, and this one learns; of a network with one, or none, nothing is changed."""
+    network: Any = backbone.network
+    names = list(getattr(network, "peft_config", ()))
+    if len(names) > 1:
+        network.base_model.set_adapter(names)
+        for name, parameter in network.named_parameters():
+            if (own := ADAPTER.search(name)) is not None:
+                parameter.requires_grad_(own[1] == adapter_name(number))
 
 
 def freeze(network: nn.Module, config: FreezeConfig) -> None:
@@ -55,10 +84,11 @@ def freeze(network: nn.Module, config: FreezeConfig) -> None:
             raise ConfigError("backbone.freeze.embeddings: this backbone has no embeddings")
         frozen += [parameter for table in tables for parameter in table.parameters()]
     if config.layers:
-        layers = layers_of(network)
-        if config.layers > len(layers):
-            raise ConfigError(f"backbone.freeze.layers: this backbone has {len(layers)} layers, not {config.layers}")
-        frozen += [parameter for layer in layers[: config.layers] for parameter in layer.parameters()]
+        stacks = stacks_of(network)
+        most = max(len(stack) for stack in stacks)
+        if config.layers > most:
+            raise ConfigError(f"backbone.freeze.layers: this backbone has {most} layers, not {config.layers}")
+        frozen += [parameter for stack in stacks for layer in stack[: config.layers] for parameter in layer.parameters()]
     for pattern in config.patterns:
         found = [parameter for name, parameter in network.named_parameters() if fnmatchcase(name, pattern)]
         if not found:
@@ -71,16 +101,27 @@ def freeze(network: nn.Module, config: FreezeConfig) -> None:
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
-    """The layers of a network in order: its longest list of modules."""
-    lists = [list(module) for module in network.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=[])
+    """The layers of a network in order: its longest list of modules that is not inside another, as the parts of a layer are."""
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    inner = {id(part) for own in lists for part in own.modules() if part is not own}
+    return max((list(own) for own in lists if id(own) not in inner), key=len, default=[])
+
+
+def stacks_of(network: nn.Module) -> list[list[nn.Module]]:
+    """The layers of a network; those of an encoder-decoder as two lists, the encoder's and the decoder's."""
+    model: Any = network
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        parts = [part for part in (model.get_encoder(), model.get_decoder()) if part is not model]
+        if len(parts) == 2:
+            return [layers_of(part) for part in parts]
+    return [layers_of(network)]
 
 
 def linear_layers(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """Linear layers in the network's list of layers: name, and (inputs, outputs). GPT-2's are transposed ones of their own kind."""
+    """Linear layers in the network's lists of layers: name, and (inputs, outputs). GPT-2's are transposed ones of their own kind."""
     from transformers.pytorch_utils import Conv1D
 
-    inside = {id(module) for layer in layers_of(network) for module in layer.modules()}
+    inside = {id(module) for stack in stacks_of(network) for layer in stack for module in layer.modules()}
     found = {}
     for name, module in network.named_modules():
         if id(module) in inside and isinstance(module, nn.Linear | Conv1D):
@@ -169,7 +210,7 @@ def _through_peft(network: Any, config: BackboneConfig, steps: int) -> nn.Module
 
 
 def _with_prefix(peft: Any, network: Any, asked: PeftConfig, task: dict[str, Any]) -> nn.Module:
-    if not task or network.config.model_type in ("bert", "roberta", "distilbert", "electra"):
+    if not task or network.config.model_type in ("bert", "roberta", "distilbert", "electra") or len(stacks_of(network)) > 1:
         raise ConfigError("backbone.peft.method: prefix needs a causal language model; lora works with every network")
     return _wrapped(peft, network, peft.PrefixTuningConfig(**task, num_virtual_tokens=asked.tokens))
 

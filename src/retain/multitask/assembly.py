@@ -62,9 +62,9 @@ class Experiment:
     def batch(self, name: str, split: str, numbers: Sequence[int]) -> tuple[Inputs, Targets]:
         """Inputs and targets of these records on the device."""
         part = self.parts[name][split]
-        inputs = self.network.backbone.collate([part.inputs[number] for number in numbers])
-        targets = self.task(name).collate([part.targets[number] for number in numbers])
-        return moved(inputs, self.device), moved(targets, self.device)
+        own = [part.targets[number] for number in numbers]
+        inputs, targets = self.task(name).batch(self.network.backbone, [part.inputs[number] for number in numbers], own)
+        return moved(inputs, self.device), moved(targets or {}, self.device)
 
 
 def assemble(config: ExperimentConfig) -> Experiment:
@@ -82,7 +82,7 @@ def assemble(config: ExperimentConfig) -> Experiment:
         encode_parts(backbone, tasks, parts, notes.append)
         sizes = {task.name: [item.length for item in parts[task.name]["train"].inputs] for task in tasks}
         schedules = [schedule_of(config, group, sizes, phase) for phase, group in enumerate(config.phases)]
-        adapt(backbone, config.backbone, sum(schedule.steps for schedule in schedules))
+        adapt(backbone, config.backbone, sum(schedule.steps for schedule in schedules), config.adapters)
         network = network_of(config, backbone, tasks)
     if not network.learning():
         raise ConfigError("backbone.freeze: nothing is left to learn")
@@ -189,7 +189,9 @@ def _backbone(config: ExperimentConfig, tasks: Sequence[Task], parts: Mapping[st
     if lacking:
         task, need = lacking[0]
         raise ConfigError(f"tasks.{task.name}: {task.kind} needs {need}, which a backbone of kind {kind.kind} has not")
-    return kind.build(config.backbone, list(unique.values()), taken, config.folder, any(task.hides for task in tasks))
+    backbone = kind.build(config.backbone, list(unique.values()), taken, config.folder, any(task.hides for task in tasks))
+    backbone.prepare({need for task in tasks for need in task.needs})
+    return backbone
 
 
 def encode_parts(backbone: Backbone, tasks: Sequence[Task], parts: Mapping[str, Mapping[str, Part]], say: Say) -> None:
@@ -200,11 +202,15 @@ def encode_parts(backbone: Backbone, tasks: Sequence[Task], parts: Mapping[str, 
             part.raws = [task.raw(row, backbone) for row in part.rows]
             for row, truth, raw in zip(part.rows, part.truths, part.raws, strict=True):
                 task.check(row, truth, raw)
-            part.inputs = backbone.encode(part.raws)
-            part.targets = [task.target(truth, item) for truth, item in zip(part.truths, part.inputs, strict=True)]
+            part.inputs = task.encode(backbone, part.raws)
+            part.targets = task.targets(backbone, part.truths, part.inputs)
+            for remark in task.remarks(part.truths, part.targets):
+                say(f"{task.name}: {split} records: {remark}")
             cut = sum(item.truncated for item in part.inputs)
             if cut:
-                say(f"{task.name}: {cut} of {len(part)} {split} records are longer than backbone.max_length and are cut off")
+                say(f"{task.name}: {cut} of {len(part)} {split} records are longer than backbone.{backbone.limit} and are cut off")
+    for note in backbone.notes():
+        say(note)
 
 
 def moved(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

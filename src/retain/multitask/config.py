@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, SerializeAsAny
 
@@ -112,6 +112,63 @@ class TrainingConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train; auto takes CUDA, then MPS, then the CPU")
 
 
+class NestedGroupConfig(Section):
+    """Parameters that are updated at a frequency of their own, by an optimizer of their own. A parameter belongs to the first group that
+    names it."""
+
+    part: Literal["backbone", "embeddings", "layers", "fusion", "heads"] | None = Field(None, description="A part of the network")
+    layers: list[Whole] = Field(default_factory=list, description="Layers of the backbone by number, from 0")
+    patterns: Names = Field(default_factory=list, description="Parameters by name, with * and ?")
+    every: Count = Field(1, description="Steps between updates; an update takes the mean gradient of the steps since the last")
+    optimizer: Literal["adamw", "sgd", "adafactor"] = Field("adamw", description="What makes a gradient an update")
+    learning_rate: Positive | None = Field(None, description="Peak rate; null takes the backbone's or the heads'")
+    weight_decay: NonNegative | None = Field(None, description="Weight decay, on matrices only; null takes that of training")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="Momentum of sgd")
+
+
+class NestedConfig(Section):
+    """Nested learning: groups of parameters at several update frequencies. What no group names is updated in every step, by AdamW."""
+
+    groups: dict[str, NestedGroupConfig] = Field(default_factory=dict, description="Groups by name")
+
+
+Check = Literal["loss", "gradient", "flips", "triggers", "perturbation"]
+Action = Literal["log", "drop", "halt"]
+
+
+class SentinelConfig(Section):
+    """What looks for records that were tampered with, while they are learned. A check that is null is not made."""
+
+    action: Action = Field(
+        "log", description="What is done about a suspect: it is written down; it is also left out from there on; training stops"
+    )
+    actions: dict[Check, Action] = Field(default_factory=dict, description="Actions of single checks, in place of action")
+    loss: Positive | None = Field(10.0, description="Loss that is suspect, in robust deviations above the median of the latest records")
+    gradient: Positive | None = Field(10.0, description="Gradient norm that is suspect, in the same deviations")
+    flips: Fraction | None = Field(0.5, description="Mean share by which another label was likelier over a record's visits")
+    triggers: Fraction | None = Field(0.95, description="Share of one label among records with a rare pattern, against the rest of them")
+    perturbation: Fraction | None = Field(None, description="Share of slightly changed copies of a record that are decided otherwise")
+    visits: Count = Field(3, description="Visits of a record after which flips and perturbation judge it")
+    rare: Fraction = Field(0.1, description="Largest share of the records that hold a pattern which may be a trigger")
+    noise: Positive = Field(0.1, description="Perturbation: share of the tokens that are hidden, and noise in deviations of numbers")
+    copies: Count = Field(8, description="Perturbation: changed copies of a record")
+    window: Annotated[int, Field(ge=40)] = Field(500, description="Latest records of a task that a loss or a gradient is compared with")
+    most: Fraction = Field(0.2, description="Largest share of a task's records that may be left out; training stops before more are")
+
+
+class DistillConfig(Section):
+    """A teacher whose answers are learned beside the labels."""
+
+    teacher: str | None = Field(
+        None, description="Directory of a finished run; null is this network as it was before the phase, for the tasks of earlier phases"
+    )
+    tasks: dict[str, str] = Field(default_factory=dict, description="Task here: task of the teacher; none takes those of the same name")
+    temperature: Positive = Field(2.0, description="Temperature of both")
+    weight: Positive = Field(1.0, description="Weight of the divergence from the teacher")
+    labels: NonNegative = Field(1.0, description="Weight of the loss by labels, on tasks that the teacher knows; 0 learns from it alone")
+    hidden: NonNegative = Field(0.0, description="Weight of the squared distance between the pooled states, through a learned projection")
+
+
 class ExperimentConfig(Section):
     """One experiment: a backbone, tasks, and how they are learned."""
 
@@ -125,6 +182,9 @@ class ExperimentConfig(Section):
     conflicts: ConflictsConfig = Field(default_factory=ConflictsConfig, description="Tasks that pull in different directions")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How the network learns")
     retention: RetentionConfig = Field(default_factory=RetentionConfig, description="What protects the tasks of earlier phases")
+    nested: NestedConfig = Field(default_factory=NestedConfig, description="Parameters at several update frequencies")
+    sentinel: SentinelConfig | None = Field(None, description="What looks for records that were tampered with; null does not look")
+    distill: DistillConfig | None = Field(None, description="A teacher to learn from; null for none")
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -137,6 +197,11 @@ class ExperimentConfig(Section):
     def phases(self) -> list[list[str]]:
         """Groups of tasks in the order in which they are learned."""
         return [list(group) for group in self.sampling.phases] or [list(self.tasks)]
+
+    @property
+    def adapters(self) -> int:
+        """LoRA adapters on each other: for olora one for each phase."""
+        return len(self.phases) if "olora" in self.retention.methods else 1
 
     def recorded(self) -> dict[str, Any]:
         """Every value as JSON and YAML have it; :func:`retain.multitask.parse_experiment` reads it back."""

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from retain.multitask.assembly import Experiment
+from retain.multitask.backbones.base import Inputs
 from retain.multitask.sampling import Batch
 from retain.multitask.scoring import autocast
+from retain.multitask.tasks.base import Outputs, Targets
 from retain.retention import total
 
 
-def backward(experiment: Experiment, batches: Sequence[Batch], params: Mapping[str, Tensor], seed: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Seen:
+    """A batch that went through the network in training: numbers of the task's training records, and tensors of the batch."""
+
+    task: str
+    numbers: list[int]
+    inputs: Inputs
+    outputs: Outputs
+    targets: Targets
+
+
+Look = Callable[[Seen, Tensor], Tensor]  # a batch and its loss to the loss that is minimised in its place
+
+
+def backward(
+    experiment: Experiment, batches: Sequence[Batch], params: Mapping[str, Tensor], seed: int, looks: Sequence[Look] = ()
+) -> dict[str, float]:
     """Add the gradients of a step's batches to the parameters; the mean loss of each task in it, as the task measures it.
 
-    The step's loss is the mean over its batches of the weighted losses. With ``conflicts.kind: pcgrad`` the gradients of batches of one
-    task are added up first, then :func:`project` takes conflicts out of the parameters that several of the tasks use.
+    The step's loss is the mean over its batches of the weighted losses, each as ``looks``, one after another, make it. With
+    ``conflicts.kind: pcgrad`` the gradients of batches of one task are added up first, then :func:`project` takes conflicts out of the
+    parameters that several of the tasks use.
     """
     values: dict[str, list[float]] = {}
     apart: dict[str, list[Tensor | None]] = {}
@@ -30,6 +50,8 @@ def backward(experiment: Experiment, batches: Sequence[Batch], params: Mapping[s
             outputs = experiment.network(name, inputs)
         loss = task.loss(outputs, targets)
         values.setdefault(name, []).append(float(loss.detach()))
+        for look in looks:
+            loss = look(Seen(name, numbers, inputs, outputs, targets), loss)
         loss = experiment.network.weighted(task, loss) / len(batches)
         if not pcgrad:
             loss.backward()

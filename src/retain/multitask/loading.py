@@ -147,9 +147,9 @@ def _check_retention(config: ExperimentConfig, where: str) -> None:
             describe(name)
         except RetentionError as error:
             raise ConfigError(f"{where}: retention.methods: {error}") from None
-        if name == "olora":
+        if name == "olora" and (config.backbone.peft is None or config.backbone.peft.method not in ("lora", "rslora")):
             raise ConfigError(
-                f"{where}: retention.methods: olora needs a new adapter for every task; here the parameters go on: take ewc or replay"
+                f"{where}: retention.methods: olora needs an adapter for every phase: add backbone.peft of lora, or take ewc or replay"
             )
         if len(config.phases) < 2:
             raise ConfigError(f"{where}: retention.methods: there are no earlier tasks to protect: name them in sampling.phases")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,9 +15,12 @@ from torch import Tensor
 from retain.multitask.assembly import Experiment
 from retain.multitask.config import TrainingConfig
 from retain.multitask.conflicts import backward
-from retain.multitask.network import MultitaskNetwork
+from retain.multitask.distilling import Distiller
+from retain.multitask.nested import Updates
 from retain.multitask.retaining import RecordObjective
+from retain.multitask.sampling import Batch as Drawn
 from retain.multitask.sampling import Schedule
+from retain.multitask.sentinel import Sentinel
 from retain.retention import Batch, Params, Retention, total
 from retain.training.loop import TrainingError
 
@@ -34,29 +37,26 @@ def factor_at(step: int, steps: int, training: TrainingConfig) -> float:
     return falls[training.schedule]
 
 
-def optimizer_of(network: MultitaskNetwork, training: TrainingConfig, backbone_rate: float) -> torch.optim.AdamW:
-    """AdamW over four groups: the backbone's parameters and the others, matrices (which decay) and the rest."""
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for name, parameter in sorted(network.learning().items()):
-        groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
-    made = []
-    for (own, decays), parameters in groups.items():
-        peak = backbone_rate if own else training.head_learning_rate
-        made.append({"params": parameters, "lr": peak, "peak": peak, "weight_decay": training.weight_decay if decays else 0.0})
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in network.learning().values())
-    return torch.optim.AdamW(made, fused=fused)
+@dataclass(frozen=True)
+class Company:
+    """What goes along with the learning of a phase: ``updates`` of the weights; retention ``methods`` and the ``objective`` that they see;
+    a ``sentinel``, and a ``distiller``, where they are asked for."""
+
+    updates: Updates
+    methods: Sequence[Retention] = ()
+    objective: RecordObjective | None = None
+    sentinel: Sentinel | None = None
+    distiller: Distiller | None = None
 
 
-def train_phase(
-    experiment: Experiment, schedule: Schedule, first: int, done: int, optimizer: torch.optim.Optimizer, objective: RecordObjective | None,
-    methods: Sequence[Retention], after_step: AfterStep,
-) -> None:  # fmt: skip
+def train_phase(experiment: Experiment, schedule: Schedule, first: int, done: int, company: Company, after_step: AfterStep) -> None:
     """Learn from step ``first`` of the schedule to its end, or until ``after_step`` says that it is enough.
 
     ``done``: steps of earlier phases, which AdaLoRA's plan counts; ``after_step(step, losses of the step's tasks, rate)`` is called
-    with weights as they are after the step. Raises TrainingError for a loss that is not finite.
+    with weights as they are after the step. Raises TrainingError for a loss that is not finite, and where the sentinel halts.
     """
     network, training, plan = experiment.network, experiment.config.training, experiment.plan
+    updates, methods, objective = company.updates, company.methods, company.objective
     params = network.learning()
     ordered = [params[name] for name in sorted(params)]
     adjusting = [method for method in methods if type(method).adjust_update is not Retention.adjust_update]
@@ -64,35 +64,52 @@ def train_phase(
 
     for step in range(first, schedule.steps):
         network.train()
-        batches = schedule.batches(step)
-        factor = factor_at(step, schedule.steps, training)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        rate = max(float(group["lr"]) for group in optimizer.param_groups)
-        optimizer.zero_grad(set_to_none=True)
-        values = backward(experiment, batches, params, seed=schedule.seed + step)
-        terms = [plan.penalty(), *_protection(objective, methods, batches, step, rate, params)]
-        extra = total(terms)
-        if extra is not None:
-            extra.backward()
-        _check(values, extra, step)
+        rate = updates.set_rate(factor_at(step, schedule.steps, training))
+        updates.zero_grad()
+        batches, values = _learned(experiment, schedule.batches(step), params, schedule.seed + step, company)
+        if batches:
+            terms = [plan.penalty(), *_protection(objective, methods, batches, step, rate, params)]
+            extra = total(terms)
+            if extra is not None:
+                extra.backward()
+            _check(values, extra, step)
         gradients = {name: parameter.grad for name, parameter in params.items() if parameter.grad is not None}
         with torch.no_grad():
-            for method in methods:
+            for method in methods if batches else ():
                 method.adjust_gradients(params, gradients)
             if training.clip is not None:
                 torch.nn.utils.clip_grad_norm_(ordered, training.clip)
             previous = {name: parameter.detach().clone() for name, parameter in params.items()} if looking_back else {}
-            optimizer.step()
+            updates.step(last=step + 1 == schedule.steps)
             for method in adjusting:
                 method.adjust_update(params, previous)
-        plan.after_step(done + step + 1)
+        if batches:
+            plan.after_step(done + step + 1)
         if not after_step(step, values, rate):
             return
 
 
+def _learned(
+    experiment: Experiment, batches: list[Drawn], params: Params, seed: int, company: Company
+) -> tuple[list[Drawn], dict[str, float]]:
+    """The gradients of a step, and its losses by task. Records that the sentinel has left out take no part: where it finds some in this
+    very step, the step is made again without them. The batches that were learned come back, none if nothing of them is left."""
+    looks = [company.distiller.look] if company.distiller is not None else []
+    sentinel = company.sentinel
+    if sentinel is None:
+        return batches, backward(experiment, batches, params, seed, looks)
+    batches = sentinel.left(batches)
+    with sentinel.watching():
+        values = backward(experiment, batches, params, seed, [*looks, sentinel.look])
+    if sentinel.judge():
+        company.updates.zero_grad()
+        batches = sentinel.left(batches)
+        values = backward(experiment, batches, params, seed, looks)
+    return batches, values
+
+
 def _protection(
-    objective: RecordObjective | None, methods: Sequence[Retention], batches: Sequence[tuple[str, list[int]]], step: int, rate: float,
+    objective: RecordObjective | None, methods: Sequence[Retention], batches: Sequence[Drawn], step: int, rate: float,
     params: Params,
 ) -> list[Tensor | None]:  # fmt: skip
     """The terms that retention methods add to a step: the loss of what is replayed, and each method's own."""

@@ -54,6 +54,8 @@ class MultitaskNetwork(nn.Module):
                 raise ConfigError(
                     f"tasks.{task.name}: {task.kind} needs {sorted(lacking)[0]}, which a backbone of kind {backbone.kind} has not"
                 )
+        if fusion_heads and not any(task.fuses for task in tasks):
+            raise ConfigError(f"fusion.kind: {tasks[0].kind} reads no fused states, and no other task does: leave fusion out")
         self.tasks = {task.name: task for task in tasks}
         self.places = {task.name: place for place, task in enumerate(tasks)}
         self.backbone = backbone
@@ -100,7 +102,7 @@ class MultitaskNetwork(nn.Module):
         fixed = {
             name: value
             for name, value in self.named_parameters()
-            if ".ranknum." in name or (not self.backbone.pretrained and name.startswith("backbone."))  # ranknum: AdaLoRA's
+            if ".lora_" in name or (not self.backbone.pretrained and name.startswith("backbone."))  # of other phases; AdaLoRA's ranks
         }
         return {name: value.detach() for name, value in {**self.learning(), **lasting, **fixed}.items()}
 

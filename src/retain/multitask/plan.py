@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from retain.multitask.assembly import Experiment, Part, assemble
 from retain.multitask.config import ExperimentConfig
 from retain.multitask.scoring import autocast, scores
 from retain.multitask.tasks.base import Task
+from retain.multitask.trainer import Trainer
 from retain.retention import total
 
 SAMPLES = 3
@@ -58,6 +60,7 @@ def plan_experiment(experiment: ExperimentConfig | Experiment) -> Plan:
     """The plan of an experiment. Raises whatever training would raise before its first step, and for a first step that fails."""
     if isinstance(experiment, ExperimentConfig):
         experiment = assemble(experiment)
+    Trainer(experiment, Path())  # whose parts check what they are asked for
     config = experiment.config
     with torch.random.fork_rng(devices=[experiment.device] if experiment.device.type == "cuda" else []):
         torch.manual_seed(config.seed)

@@ -58,7 +58,8 @@ class Predictor:
         where = choose_device(ModelConfig.model_validate({"device": device}))
         with torch.random.fork_rng(devices=[]):
             backbone = BACKBONES.find(config.backbone.kind, "backbone.kind").restore(config.backbone, manifest["backbone"], folder)
-            adapt(backbone, config.backbone, 0)
+            backbone.prepare({need for task in tasks for need in task.needs})
+            adapt(backbone, config.backbone, 0, config.adapters)
             network = network_of(config, backbone, tasks)
         network.load(read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
         return cls(config, network.to(where).eval(), manifest, where)
@@ -92,7 +93,7 @@ class Predictor:
 
             check_columns(rows, task.inputs(self.network.backbone))
             raws = [task.raw(row, self.network.backbone) for row in rows]
-            encoded = self.network.backbone.encode(raws)
+            encoded = task.encode(self.network.backbone, raws)
             results, _ = scores(self.network, task, encoded, self.config.training.batch, self.device, self.precision, tell=said)
             for answers, result, row, raw in zip(found, results, rows, raws, strict=True):
                 answers[task.name] = task.predict(result, row, raw)
@@ -140,8 +141,8 @@ class Predictor:
                 raise row.error("has no label", chosen.columns()[0])
         check_columns(found, [*chosen.columns(), *chosen.inputs(self.network.backbone)])
         raws = [chosen.raw(row, self.network.backbone) for row in found]
-        encoded = self.network.backbone.encode(raws)
-        targets = [chosen.target(truth, item) for truth, item in zip(truths, encoded, strict=True)]
+        encoded = chosen.encode(self.network.backbone, raws)
+        targets = chosen.targets(self.network.backbone, truths, encoded)
         size = self.config.training.batch
         results, loss = scores(self.network, chosen, encoded, size, self.device, self.precision, targets)
         return {"loss": loss, **chosen.metrics(results, truths)}

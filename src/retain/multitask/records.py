@@ -181,12 +181,28 @@ def _list(text: str, path: Path) -> Iterator[Row]:
         found = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error.msg}", path=path, line=error.lineno) from None
+    if isinstance(found, dict) and isinstance(found.get("data"), list) and "paragraphs" in str(found["data"][:1]):
+        found = list(_squad(found["data"], path))
     if not isinstance(found, list):
         raise DataError("must be a list of objects", path=path, fix="or end with .jsonl, one object a line")
     for number, value in enumerate(found, 1):
         if not isinstance(value, dict):
             raise DataError(f"must be an object with fields, not {_kind(value)}", path=path, line=number)
         yield Row(value, str(path), number)
+
+
+def _squad(articles: list[Any], path: Path) -> Iterator[dict[str, Any]]:
+    """The questions of a file in SQuAD's form: a record each, with ``id``, ``title``, ``context``, ``question`` and ``answers``."""
+    for number, article in enumerate(articles, 1):
+        try:
+            for paragraph in article["paragraphs"]:
+                for asked in paragraph["qas"]:
+                    answers = [{"text": answer["text"], "start": answer["answer_start"]} for answer in asked["answers"]]
+                    about = {"title": article.get("title", ""), "context": paragraph["context"]}
+                    yield {"id": str(asked.get("id", "")), **about, "question": asked["question"], "answers": answers}
+        except (TypeError, KeyError, AttributeError) as error:
+            what = f"article {number} is not as SQuAD has it: paragraphs, context and qas, question and answers, text and answer_start"
+            raise DataError(f"{what} ({error})", path=path) from None
 
 
 def _table(text: str, path: Path) -> Iterator[Row]:

@@ -3,17 +3,20 @@ protect the tasks of earlier phases, whatever their kind and their input."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from retain.data.examples import Example
+from retain.multitask.adapting import ADAPTER
 from retain.multitask.assembly import Experiment
 from retain.multitask.backbones.base import Inputs
 from retain.multitask.scoring import autocast, evaluating
 from retain.multitask.tasks.base import Outputs, Targets, widened
-from retain.retention import Params, Resources, Retention, build
+from retain.retention import Batch, OrthogonalLora, Params, Resources, Retention, build
+from retain.retention import Task as Learned
 
 
 class RecordObjective:
@@ -36,9 +39,11 @@ class RecordObjective:
         self._outcomes = max(task.outcomes() for task in experiment.tasks)
         self._start = {name: parameter.detach().clone() for name, parameter in self.network.learning().items()}
 
-    def examples(self, tasks: Iterable[str]) -> list[Example]:
-        """The training records of tasks that have a target."""
-        return [example for name in tasks for example in self._examples[name] if any(example.supervised)]
+    def examples(self, tasks: Iterable[str], without: Mapping[str, Collection[int]] | None = None) -> list[Example]:
+        """The training records of tasks that have a target; ``without``: numbers of those that are left out, by task."""
+        out = without or {}
+        found = [(number in out.get(name, ()), example) for name in tasks for number, example in enumerate(self._examples[name])]
+        return [example for left_out, example in found if not left_out and any(example.supervised)]
 
     def chosen(self, name: str, numbers: Sequence[int]) -> list[Example]:
         """Training records of a task by their numbers."""
@@ -91,7 +96,43 @@ class RecordObjective:
         return torch.func.functional_call(self.network, params, (name, inputs))
 
 
+class OrthogonalPhases(Retention):
+    """O-LoRA on the adapters of the library peft, one for each phase (:func:`retain.multitask.adapting.use_adapter`): the adapter of the
+    running phase is what :class:`retain.retention.OrthogonalLora` sees, each matrix by the name of its layer alone. Adapters of earlier
+    phases are frozen and take part."""
+
+    looks_back = False
+
+    def __init__(self, inner: OrthogonalLora) -> None:
+        self.inner = inner
+
+    def before_task(self, task: Learned, params: Params) -> None:
+        self.inner.before_task(task, by_layer(params))
+
+    def loss(self, batch: Batch, params: Params) -> Tensor | None:
+        return self.inner.loss(batch, by_layer(params))
+
+    def after_task(self, task: Learned, params: Params) -> None:
+        self.inner.after_task(task, by_layer(params))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+
+def by_layer(params: Params) -> Params:
+    """Of these parameters the matrices of LoRA, without the name of their adapter."""
+    return {
+        f"{name[: own.start()]}{own[0].replace(f'.{own[1]}.', '.')}": value
+        for name, value in params.items()
+        if (own := ADAPTER.search(name))
+    }
+
+
 def methods_of(experiment: Experiment) -> list[Retention]:
     """The retention methods that the configuration names."""
     config = experiment.config
-    return build(config.retention.methods, config.retention, Resources(seed=config.seed))
+    found = build(config.retention.methods, config.retention, Resources(seed=config.seed))
+    return [OrthogonalPhases(method) if isinstance(method, OrthogonalLora) else method for method in found]

@@ -58,4 +58,6 @@ def same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, tuple):
         return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, str):
+        return bool(one == other)
     return bool(np.allclose(one, other, rtol=1e-4, atol=1e-5))

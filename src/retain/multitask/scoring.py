@@ -34,10 +34,11 @@ def scores(
         for first in range(0, len(order), size):
             numbers = order[first : first + size]
             items = [inputs[number] for number in numbers]
-            batch = moved(network.backbone.collate(items), device)
-            labels = moved(task.collate([targets[number] for number in numbers]), device) if targets is not None else None
+            own = [targets[number] for number in numbers] if targets is not None else None
+            read, wanted = task.batch(network.backbone, items, own)
+            batch, labels = moved(read, device), moved(wanted, device) if wanted is not None else None
             with autocast(device, precision):
-                outputs = network(task.name, batch)
+                outputs = task.answer(network, batch)
             if labels is not None:
                 total += float(task.loss(outputs, labels)) * len(numbers)
             for number, result in zip(numbers, task.results(outputs, labels, items), strict=True):

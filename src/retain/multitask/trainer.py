@@ -11,27 +11,29 @@ import torch
 from torch import Tensor
 
 from retain.config import ConfigError
+from retain.multitask.adapting import use_adapter
 from retain.multitask.assembly import Experiment, assemble
 from retain.multitask.callbacks import CALLBACKS, Callback, Progress
 from retain.multitask.checkpoints import (
     load_checkpoint,
     mixed_state,
-    optimizer_state,
     random_state,
     remove_checkpoints,
-    restore_optimizer,
     restore_random,
     save_checkpoint,
     unmixed_state,
 )  # fmt: skip
 from retain.multitask.config import ExperimentConfig
+from retain.multitask.distilling import Distiller
 from retain.multitask.files import named, sweep, under
 from retain.multitask.loading import validated
-from retain.multitask.loop import optimizer_of, train_phase
+from retain.multitask.loop import Company, train_phase
+from retain.multitask.nested import Updates, updates_of
 from retain.multitask.network import parts_of
 from retain.multitask.retaining import RecordObjective, methods_of
 from retain.multitask.saving import MODEL, save_model
 from retain.multitask.scoring import evaluate
+from retain.multitask.sentinel import SUSPECTS, Sentinel
 from retain.multitask.tasks.base import TASKS
 from retain.retention import Task as Learned
 from retain.training.loop import TrainingError
@@ -78,6 +80,9 @@ class Trainer:
         self._tell = tell or (lambda event, fields: None)
         self.methods = methods_of(experiment)
         self.objective = RecordObjective(experiment) if self.methods else None
+        self.sentinel = Sentinel(experiment, self.config.sentinel, directory) if self.config.sentinel is not None else None
+        self.distiller = Distiller(experiment, self.config.distill) if self.config.distill is not None else None
+        self._updates()  # so that what is wrong with its groups is told before anything is learned
         self.at = Progress()
         self.best: dict[str, Tensor] = {}  # weights, on the CPU
         self.best_states: dict[str, Any] = {}  # label names and thresholds of the tasks
@@ -109,14 +114,19 @@ class Trainer:
         self.counted = {name: [0, 0] for name in tasks}
         self.best, self.best_states = {}, {}
         self.stop: str | None = None
-        optimizer = optimizer_of(self.network, self.config.training, self.backbone_rate)
+        use_adapter(self.network.backbone, phase)
+        updates = self._updates()
         if saved is not None:
-            self._restore(saved, optimizer)
+            self._restore(saved, updates)
         else:
             self.began = {name: value.clone() for name, value in self.network.kept().items()}
             for callback in self.callbacks:
                 callback.on_phase(self.at)
-        learned = Learned(f"phase-{phase + 1}", self.objective.examples(tasks), self.objective) if self.objective else None
+        if self.sentinel is not None:
+            self.sentinel.begin(phase, tasks, self.at.step)
+        if self.distiller is not None:
+            self.distiller.begin(phase, self.began)
+        learned = self._task(phase)
         if learned is not None:
             start = {name: self.began[name] for name in self.network.learning()}
             for method in self.methods:
@@ -132,20 +142,43 @@ class Trainer:
             if (step + 1) % every == 0 or last or self.stop:
                 self._evaluated()
             if not last and not self.stop and (step + 1) % kept == 0:
-                self._checkpoint(optimizer)
+                self._checkpoint(updates)
             return self.stop is None
 
-        train_phase(self.experiment, schedule, self.at.step, done, optimizer, self.objective, self.methods, after_step)
+        company = Company(updates, self.methods, self.objective, self.sentinel, self.distiller)
+        train_phase(self.experiment, schedule, self.at.step, done, company, after_step)
         self._check_effect()
         self.network.load(self.best, "the best weights")
         for name, state in self.best_states.items():
             self.experiment.task(name).restore(state)
+        self._tell_suspects(tasks)
+        learned = self._task(phase)
         if learned is not None:
             for method in self.methods:
                 method.after_task(learned, self.network.learning())
         self.stopped.append(self.stop)
         self.matrix.append(self._measure(list(self.config.tasks), "validation", tune=False))
         self._tell("learned", {"phase": phase, "step": self.at.best_step, "stopped": self.stop, "metrics": self.matrix[-1]})
+
+    def _task(self, phase: int) -> Learned | None:
+        """What retention methods see of a phase: never records that the sentinel has left out."""
+        if self.objective is None:
+            return None
+        out = {name: self.sentinel.dropped(name) for name in self.config.phases[phase]} if self.sentinel is not None else {}
+        return Learned(f"phase-{phase + 1}", self.objective.examples(self.config.phases[phase], out), self.objective)
+
+    def _updates(self) -> Updates:
+        """The optimizers of a phase."""
+        return updates_of(self.network, self.config, self.backbone_rate, self.distiller.parameters if self.distiller is not None else None)
+
+    def _tell_suspects(self, tasks: Sequence[str]) -> None:
+        found = self.sentinel.summary() if self.sentinel is not None else {}
+        for name in tasks:
+            counts = [f"{count} by {check}" for check, count in found.get(name, {}).get("suspects", {}).items() if count]
+            if counts:
+                out = found[name]["left_out"]
+                message = f"{name}: suspect records: {', '.join(counts)}; {out} left out: see {self.directory / SUSPECTS}"
+                self._tell("note", {"message": message})
 
     @property
     def backbone_rate(self) -> float:
@@ -229,12 +262,14 @@ class Trainer:
             if concerned and all(torch.equal(now[name].detach(), self.began[name]) for name in names):
                 raise TrainingError(f"training changed nothing in {part}: it takes part in no loss, or the rate is too small")
 
-    def _checkpoint(self, optimizer: torch.optim.Optimizer) -> None:
-        tensors = {**named("network", self.network.kept()), **named("best", self.best), **named("optimizer", optimizer_state(optimizer))}
+    def _checkpoint(self, updates: Updates) -> None:
+        tensors = {**named("network", self.network.kept()), **named("best", self.best), **named("updates", updates.tensors())}
         tensors |= {
             **named("began", self.began),
             **named("random", random_state(self.experiment.device)),
             **named("plan", self.experiment.plan.state_dict()),
+            **named("distiller", self.distiller.tensors() if self.distiller is not None else {}),
+            **named("sentinel", self.sentinel.tensors() if self.sentinel is not None else {}),
         }
         remembered = []
         for number, method in enumerate(self.methods):
@@ -247,13 +282,14 @@ class Trainer:
             "counted": self.counted, "best_states": self.best_states, "seconds": self.seconds, "retention": remembered,
             "tasks": {task.name: task.state() for task in self.experiment.tasks},
             "callbacks": {callback.kind: callback.state_dict() for callback in self.callbacks if callback.kind},
+            "sentinel": self.sentinel.state() if self.sentinel is not None else None,
         }  # fmt: skip
         save_checkpoint(self.directory, self.at.phase, self.at.step, state, tensors)
 
-    def _restore(self, saved: tuple[dict[str, Any], dict[str, Tensor]], optimizer: torch.optim.Optimizer) -> None:
+    def _restore(self, saved: tuple[dict[str, Any], dict[str, Tensor]], updates: Updates) -> None:
         state, tensors = saved
         self.network.load(under("network", tensors), str(self.directory))
-        restore_optimizer(optimizer, under("optimizer", tensors))
+        updates.load(under("updates", tensors))
         restore_random(under("random", tensors), self.experiment.device)
         self.experiment.plan.load_state_dict(under("plan", tensors))
         self.best, self.best_states, self.counted = under("best", tensors), state["best_states"], state["counted"]
@@ -264,6 +300,10 @@ class Trainer:
             task.restore(state["tasks"][task.name])
         for number, (method, values) in enumerate(zip(self.methods, state["retention"], strict=True)):
             method.load_state_dict(unmixed_state(f"retention/{number}", values, tensors))
+        if self.sentinel is not None:
+            self.sentinel.load(state["sentinel"], under("sentinel", tensors))
+        if self.distiller is not None:
+            self.distiller.load(under("distiller", tensors))
         for callback in self.callbacks:
             if callback.kind in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][callback.kind])
@@ -286,6 +326,8 @@ class Trainer:
             "parameters": {"trained": learning, "all": sum(value.numel() for value in self.network.parameters())},
             "seconds": self.seconds, "notes": self.experiment.notes,
         }  # fmt: skip
+        if self.sentinel is not None:
+            results["sentinel"] = self.sentinel.summary()
         save_model(self.experiment, self.directory, results)
         remove_checkpoints(self.directory)
         return results

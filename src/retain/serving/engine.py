@@ -13,13 +13,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from retain.adapters import Composer
+import torch
+
+from retain.adapters import Adapter, Composer
 from retain.data.document import Message
 from retain.lm.batching import Batch, OneByOne, Request, Written, check_room
 from retain.lm.decoder import DecoderLM
 from retain.lm.generation import Sampling, cut
-from retain.workspace.asking import Asked, prepare
+from retain.lm.packing import Packed
+from retain.workspace.asking import Asked, adapter_named, prepare
 from retain.workspace.continual import ContinualLM
+from retain.workspace.knowledge import Decision
+
+Active = tuple[tuple[Adapter, float], ...]
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class Engine:
             model.quantise()
         self._knowledge = lm.knowledge
         self._preparing = threading.Lock()  # what was learned is read and routed by one thread at a time
-        self._compose = Composer(self._knowledge.adapter, model.dtype, model.device)
+        self._compose = Composer(model.dtype, model.device)
         self._make: Callable[[], Batch | OneByOne] = (
             (lambda: Batch(model, slots, capacity, self._compose)) if isinstance(model, DecoderLM) else
             (lambda: OneByOne(model, capacity, self._compose))
@@ -115,13 +121,33 @@ class Engine:
         """A conversation as the model gets it; its last message is the question. ``adapters``: exactly these, or None for routing."""
         with self._preparing:
             knowledge = self._knowledge
-            asked = prepare(
+            return prepare(
                 knowledge, self.lm.state, messages[-1].content, sampling, history=messages[:-1], adapters=adapters, retrieval=retrieval,
                 capacity=self.batch.capacity,
             )  # fmt: skip
-            for digest, _ in asked.active:
-                knowledge.adapter(digest)  # read before the answer begins: forgetting it later does not matter
-            return asked
+
+    def route(self, prompt: str, adapter: str | None) -> Active:
+        """The adapters of a text that is continued as it is: one by name, or None for routing."""
+        with self._preparing:
+            state = self.lm.state
+            if adapter is None:
+                decision = self._knowledge.decide(prompt, state)
+            else:
+                chosen = adapter_named(state, adapter)
+                decision = Decision((chosen,), chosen.documents)
+            return self._knowledge.active(decision, state)
+
+    def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        """The mean of the base's final hidden states of each text, of length 1; and the number of tokens."""
+        model, vectors, count = self.lm.model, list[list[float]](), 0
+        with torch.inference_mode():
+            for text in texts:
+                ids = model.tokenizer(text).input_ids
+                check_room(Request(ids), self.batch.capacity)
+                count += len(ids)
+                mean = model.hidden(Packed.of([ids], model.device)).float().mean(0)
+                vectors.append(torch.nn.functional.normalize(mean, dim=0).tolist())
+        return vectors, count
 
     def submit(self, request: Request, hear: Callable[[Piece], None]) -> Answering:
         """Answer a request. Raises LanguageModelError when its prompt does not fit."""

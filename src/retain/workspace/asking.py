@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from retain.adapters import Adapter
 from retain.data.document import Message
 from retain.data.examples import prompt_tokens
 from retain.learners.base import Guide
@@ -17,12 +18,12 @@ from retain.workspace.reports import Source
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as the model gets it: ``prompt`` token ids, the adapters of ``decision`` (``active``: digests with weights, the study
-    skill among them), the ``guide`` of the logits, and the passages in the prompt."""
+    """A question as the model gets it: ``prompt`` token ids, the adapters of ``decision`` (``active``: with weights, and with the
+    study skill), the ``guide`` of the logits, and the passages in the prompt."""
 
     prompt: tuple[int, ...]
     decision: Decision
-    active: tuple[tuple[str, float], ...]
+    active: tuple[tuple[Adapter, float], ...]
     guide: Guide | None
     sources: list[Source]
     sampling: Sampling

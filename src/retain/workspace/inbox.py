@@ -146,10 +146,14 @@ class Inbox(Database):
             for key, kind, name, source, domain, importance, body, attempts in rows
         ]
 
-    def take_over(self, owner: str) -> None:
-        """End the leases of every other owner, whose process is dead: only the holder of the workspace's writer lock can know that."""
+    def owners(self) -> list[str]:
+        """Who holds leases."""
+        return [row[0] for row in self._rows("SELECT DISTINCT owner FROM inbox WHERE status = 'learning'")]
+
+    def end_leases(self, owner: str) -> None:
+        """End the leases of an owner that is dead."""
         with self.transaction():
-            self._end_leases("owner != ?", (owner,), "its learning was interrupted")
+            self._end_leases("owner = ?", (owner,), "its learning was interrupted")
 
     def _end_leases(self, which: str, values: tuple[Any, ...], why: str) -> None:
         for key, attempts in self._rows(f"SELECT id, attempts FROM inbox WHERE status = 'learning' AND {which}", values):

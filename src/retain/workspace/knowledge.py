@@ -159,14 +159,14 @@ class Knowledge:
         served = {document for adapter in owners for document in adapter.documents}
         return Decision(tuple(owners), tuple(key for key in chosen.documents if key in served), chosen.matches)
 
-    def active(self, decision: Decision, state: State) -> tuple[tuple[str, float], ...]:
-        """Digests and weights of the decided adapters, the study skill first; empty for the base."""
-        skill = state.objects.get("skill") if decision.documents else None  # an imported adapter was not trained on the skill
-        return (*(((skill, 1.0),) if skill else ()), *((item.digest, item.weight) for item in decision.injected))
+    def active(self, decision: Decision, state: State) -> tuple[tuple[Adapter, float], ...]:
+        """The decided adapters with their weights, the study skill first; empty for the base."""
+        skill = self.skill(state) if decision.documents else None  # an imported adapter was not trained on the skill
+        return (*(((skill, 1.0),) if skill else ()), *((self.adapter(item.digest), item.weight) for item in decision.injected))
 
     def injection(self, decision: Decision, state: State) -> AdapterInjection | None:
         """The decided adapters with the study skill under them; None for the base."""
-        active = [(self.adapter(digest), weight) for digest, weight in self.active(decision, state)]
+        active = list(self.active(decision, state))
         # what was compiled stays with the adapters used last: going back to them costs no more than a look
         for place, (compiled, injection) in enumerate(self._compiled):
             if len(compiled) == len(active) and all(a is b and v == w for (a, v), (b, w) in zip(compiled, active, strict=True)):

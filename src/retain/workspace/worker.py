@@ -38,8 +38,17 @@ class Worker:
     def run(self, stop: threading.Event, idle: float = 1.0) -> None:
         """Learn until ``stop`` is set, looking for arrivals every ``idle`` seconds."""
         while not stop.is_set():
+            self._bury()
             if not self.once():
                 stop.wait(idle)
+
+    def _bury(self) -> None:
+        """What a worker of this machine held when it died is there again at once, not only when its lease ends."""
+        host = self.owner.rpartition(":")[0]
+        for owner in self.lm.ledger.owners():
+            where, _, pid = owner.rpartition(":")
+            if where == host and not _alive(int(pid)):
+                self.lm.ledger.end_leases(owner)
 
     def once(self) -> bool:
         """Take one arrival and learn it; False when there is none that may be tried now."""
@@ -106,3 +115,13 @@ class Worker:
         finally:
             done.set()
             thread.join()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from retain.adapters import Adapter, AdapterSpec, inject_trainable, new_lora
 from retain.adapters.adapter import LORA_A, LORA_B
+from retain.data.answers import contains
 from retain.data.errors import DataError
 from retain.data.examples import Example
 from retain.data.tasks import LanguageTask, TaskItem
-from retain.evaluation.answers import contains
 from retain.evaluation.probes import answer_questions
 from retain.evaluation.qa import choice_scores
 from retain.evaluation.sequences.ways import OnStep, State, steps_of

@@ -40,7 +40,8 @@ class Backbone(nn.Module):
     """Base of all backbones. A kind is a subclass with a ``Config`` (its section), registered with ``BACKBONES.register(name)``.
 
     ``gives``: what tasks may need: "tokens" (a state for each token), "offsets" (where each token is in the text), "features" (columns of
-    a table). ``width``: numbers in a state. ``network``: the part that :mod:`retain.multitask.adapting` freezes and adapts.
+    a table), "generation" (text that is written). ``width``: numbers in a state.
+    ``network``: the part that :mod:`retain.multitask.adapting` freezes and adapts.
     """
 
     kind: ClassVar[str]
@@ -49,6 +50,7 @@ class Backbone(nn.Module):
     learning_rate: ClassVar[float] = 1e-3  # of all weights; with adapters, see adapted_rate
     adapted_rate: ClassVar[float] = 1e-3
     pretrained: ClassVar[bool] = True  # whether frozen weights can be had again from where they came
+    limit: ClassVar[str] = "max_length"  # the key that says how long an input may be
     width: int
     network: nn.Module
 
@@ -65,6 +67,10 @@ class Backbone(nn.Module):
     def restore(cls, config: BackboneConfig, saved: Mapping[str, Any], directory: Path) -> Backbone:
         """A backbone as it was saved in ``directory`` with :meth:`save`; trained weights are loaded into it afterwards."""
         raise NotImplementedError
+
+    def prepare(self, needs: Collection[str]) -> None:
+        """Called once, before freezing and adapting: what the tasks need of what this kind :attr:`gives`. Parts that nobody needs may go.
+        Raises ConfigError where this very model cannot give it."""
 
     def save(self, directory: Path, whole: bool) -> dict[str, Any]:
         """Write what :meth:`restore` needs beside the weights that were trained, and give JSON values for it. ``whole``: all weights
@@ -98,6 +104,10 @@ class Backbone(nn.Module):
     def show(self, raw: Any) -> str:
         """A raw input as a person reads it."""
         return str(raw)
+
+    def notes(self) -> list[str]:
+        """What a user should know of how the inputs so far were read."""
+        return []
 
 
 def masked_mean(states: States) -> Tensor:

@@ -3,7 +3,22 @@
 from retain.multitask.tasks.anomaly import Anomaly
 from retain.multitask.tasks.base import TASKS, Outputs, Task, View
 from retain.multitask.tasks.classification import Classification, MultiHead, MultiLabel
+from retain.multitask.tasks.generation import Generation
+from retain.multitask.tasks.qa import QuestionAnswering
 from retain.multitask.tasks.regression import Regression
 from retain.multitask.tasks.tagging import Ner
 
-__all__ = ["TASKS", "Anomaly", "Classification", "MultiHead", "MultiLabel", "Ner", "Outputs", "Regression", "Task", "View"]
+__all__ = [
+    "TASKS",
+    "Anomaly",
+    "Classification",
+    "Generation",
+    "MultiHead",
+    "MultiLabel",
+    "Ner",
+    "Outputs",
+    "QuestionAnswering",
+    "Regression",
+    "Task",
+    "View",
+]

@@ -36,8 +36,8 @@ class Task:
     """Base of all tasks. A kind is a subclass with a ``Config`` (its section), registered with ``TASKS.register(name)``.
 
     ``needs``: what the backbone must give (:attr:`Backbone.gives`); ``reads``: states of whole records, or of tokens; ``hides``: whether
-    it hides columns of the input. :meth:`fit` sees the training records once, before anything else; what it finds, and the thresholds
-    that :meth:`tune` finds, are in :meth:`state`, as JSON values.
+    it hides columns of the input; ``fuses``: whether its head reads fused states. :meth:`fit` sees the training
+    records once, before anything else; what it finds, and the thresholds that :meth:`tune` finds, are in :meth:`state`, as JSON values.
     """
 
     kind: ClassVar[str]
@@ -45,6 +45,7 @@ class Task:
     needs: ClassVar[frozenset[str]] = frozenset()
     reads: ClassVar[Literal["records", "tokens"]] = "records"
     hides: ClassVar[bool] = False
+    fuses: ClassVar[bool] = True
 
     def __init__(self, name: str, config: TaskConfig) -> None:
         self.name, self.config = name, config
@@ -91,8 +92,24 @@ class Task:
         """The label as tensors, for one record."""
         raise NotImplementedError
 
+    def encode(self, backbone: Backbone, raws: Sequence[Any]) -> list[Encoded]:
+        """Raw inputs as the network takes them."""
+        return backbone.encode(raws)
+
+    def targets(self, backbone: Backbone, truths: Sequence[Any], encoded: Sequence[Encoded]) -> list[Targets]:
+        """The labels of records as tensors; the training records come first."""
+        return [self.target(truth, item) for truth, item in zip(truths, encoded, strict=True)]
+
+    def remarks(self, truths: Sequence[Any], targets: Sequence[Targets]) -> list[str]:
+        """What a user should know of these targets, such as what was cut off."""
+        return []
+
+    def batch(self, backbone: Backbone, encoded: Sequence[Encoded], targets: Sequence[Targets] | None) -> tuple[Inputs, Targets | None]:
+        """Inputs and, where there are any, targets of a batch."""
+        return backbone.collate(encoded), None if targets is None else self.collate(targets)
+
     def collate(self, targets: Sequence[Targets]) -> Targets:
-        """A batch of them."""
+        """A batch of targets."""
         return {name: torch.stack([target[name] for target in targets]) for name in targets[0]}
 
     # network
@@ -104,6 +121,10 @@ class Task:
     def run(self, network: MultitaskNetwork, inputs: Inputs) -> Outputs:
         """Logits of a batch."""
         return network.head(self)(network.view(self, inputs))
+
+    def answer(self, network: MultitaskNetwork, inputs: Inputs) -> Outputs:
+        """What :meth:`results` are made of: logits, unless a task's answers take more than one pass."""
+        return network(self.name, inputs)
 
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
         """Mean loss of a batch, without the task's weight."""

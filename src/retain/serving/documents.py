@@ -1,0 +1,255 @@
+"""Documents that are sent, and what became of them; updates, and undoing them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+
+from retain.data.document import check_metadata
+from retain.serving.errors import ApiError
+from retain.workspace.continual import ContinualLM
+from retain.workspace.errors import Conflict, Locked, NotFound
+from retain.workspace.inbox import Arrival, ArrivalRecord, GroupCommit
+from retain.workspace.reports import Update
+
+router = APIRouter(prefix="/v1", tags=["retain"])
+Key = Annotated[str, Path(min_length=2, max_length=64)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+PATIENCE = 600.0  # seconds that undoing waits for what is being learned
+T = TypeVar("T")
+
+
+class Sent(BaseModel):
+    """A text to be learned."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Annotated[str, Field(min_length=1)]
+    title: Annotated[str, Field(max_length=200)] = ""
+    source: Annotated[str, Field(max_length=500)] = ""
+    domain: str = "general"
+    importance: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    def arrival(self) -> Arrival:
+        """As the inbox takes it."""
+        check_metadata(self.domain, self.importance)
+        body = self.text.encode("utf-8", "replace")
+        if not self.text.strip():
+            raise ApiError(400, "text: there is no text in it", "text")
+        return Arrival(body, "text", self.title, self.source, self.domain, self.importance)
+
+
+class Several(BaseModel):
+    """Many texts at once; all of them are taken, or none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    documents: Annotated[list[Sent], Field(min_length=1, max_length=10_000)]
+
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"anyOf": [Sent.model_json_schema(), {"$ref": "#/components/schemas/Several"}]}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object", "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"}, "domain": {"type": "string"}, "importance": {"type": "number"},
+                    },
+                }
+            },
+        },
+    }
+}  # fmt: skip
+
+
+@router.post("/documents", status_code=202, openapi_extra=_BODY)
+async def send(request: Request) -> dict[str, Any]:
+    """Hand in a text ({"text": ...}), many ({"documents": [...]}) or a file (multipart). Done when it is safe on the disk:
+    it is learned later, once, whatever happens to this process."""
+    inbox: GroupCommit = request.app.state.inbox
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    arrivals = await (_uploaded(request) if kind == "multipart/form-data" else _texts(request))
+    receipts = await asyncio.wrap_future(inbox.hand_in(arrivals))
+    found = [{"id": key, "status": "pending" if new else "known"} for key, new in receipts]
+    if any(item["status"] == "known" for item in found):
+        lm: ContinualLM = request.app.state.lm
+        found = [await run_in_threadpool(_status, lm, item["id"]) if item["status"] == "known" else item for item in found]
+    return found[0] if len(found) == 1 else {"documents": found}
+
+
+async def _texts(request: Request) -> list[Arrival]:
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "the body is not JSON") from error
+    try:
+        many = Several.model_validate(body).documents if isinstance(body, dict) and "documents" in body else [Sent.model_validate(body)]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ApiError(400, f"{where}: {first['msg']}" if where else first["msg"], where or None) from error
+    return [sent.arrival() for sent in many]
+
+
+async def _uploaded(request: Request) -> list[Arrival]:
+    try:
+        form = await request.form(max_files=100, max_fields=10)
+    except (KeyError, ValueError) as error:
+        raise ApiError(400, "the form cannot be read") from error
+    domain, importance = form.get("domain", "general"), form.get("importance", "0.5")
+    try:
+        number = float(importance) if isinstance(importance, str) else -1.0
+    except ValueError:
+        number = -1.0
+    check_metadata(domain if isinstance(domain, str) else "", number)
+    found = []
+    for name, item in form.multi_items():
+        if isinstance(item, UploadFile):
+            file = (item.filename or "").replace("\\", "/").rpartition("/")[2][:200]
+            body = await item.read()
+            if not file or not body:
+                raise ApiError(400, f"{name}: a file has a name and is not empty", name)
+            found.append(Arrival(body, "file", file, file, str(domain), number))
+    if not found:
+        raise ApiError(400, "file: no file was sent", "file")
+    return found
+
+
+@router.get("/documents")
+async def listed(request: Request, limit: Limit = 100) -> dict[str, Any]:
+    """What was sent, the latest first, and what is learned."""
+    lm: ContinualLM = request.app.state.lm
+
+    def both() -> dict[str, Any]:
+        return {
+            "arrivals": [_arrival(lm, record) for record in lm.ledger.arrivals(limit=limit)],
+            "documents": [_document(lm, record) for record in lm.documents()[-limit:][::-1]],
+            "waiting": lm.ledger.waiting(),
+        }
+
+    return await run_in_threadpool(both)
+
+
+@router.get("/documents/{key}")
+async def status(key: Key, request: Request) -> dict[str, Any]:
+    """What became of something that was sent (its id begins with a) or of a document (d)."""
+    return await run_in_threadpool(_status, request.app.state.lm, key)
+
+
+@router.delete("/documents/{key}")
+async def forget(key: Key, request: Request, drop_checkpoints: bool = False) -> dict[str, Any]:
+    """Forget a document for good, or everything that something sent became; what is not learned yet is thrown away."""
+    lm: ContinualLM = request.app.state.lm
+
+    def run() -> dict[str, Any]:
+        keys, dropped = [key], False
+        if key.startswith("a"):
+            record = lm.ledger.arrival(key)
+            keys = [name for name in record.documents if lm.ledger.document(name).status != "forgotten"]
+            if record.status != "done":
+                lm.ledger.drop(key)
+                dropped = True
+        updates = [_patient(lambda name=name: lm.forget(name, drop_checkpoints=drop_checkpoints)) for name in keys]  # type: ignore[misc]
+        if not updates and not dropped:
+            raise Conflict(f"{key} is forgotten already")
+        return {"id": key, "status": "forgotten", "updates": [update.id for update in updates]}
+
+    return await run_in_threadpool(run)
+
+
+@router.post("/documents/{key}/release")
+async def release(key: Key, request: Request) -> dict[str, Any]:
+    """Let something be learned that is held for review or was given up."""
+    lm: ContinualLM = request.app.state.lm
+
+    def run() -> dict[str, Any]:
+        lm.ledger.release(key)
+        return _status(lm, key)
+
+    return await run_in_threadpool(run)
+
+
+@router.get("/updates")
+async def updates(request: Request, limit: Limit = 100) -> dict[str, Any]:
+    """The history, newest first."""
+    lm: ContinualLM = request.app.state.lm
+    found = await run_in_threadpool(lm.log)
+    return {"updates": [_update(update) for update in found[::-1][:limit]]}
+
+
+@router.get("/updates/{key}")
+async def update(key: Key, request: Request) -> dict[str, Any]:
+    """One update with its certificate."""
+    lm: ContinualLM = request.app.state.lm
+    return (await run_in_threadpool(lm.show, key)).to_dict()
+
+
+@router.post("/updates/{key}/revert")
+async def revert(key: Key, request: Request) -> dict[str, Any]:
+    """Undo one update; later ones stay."""
+    lm: ContinualLM = request.app.state.lm
+    return (await run_in_threadpool(_patient, lambda: lm.revert(key))).to_dict()
+
+
+def _patient(change: Callable[[], T]) -> T:
+    """Undoing waits until what is being learned is done."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return change()
+        except Locked:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+
+
+def _status(lm: ContinualLM, key: str) -> dict[str, Any]:
+    if key.startswith("a"):
+        return _arrival(lm, lm.ledger.arrival(key))
+    return _document(lm, lm.ledger.document(key))
+
+
+def _arrival(lm: ContinualLM, record: ArrivalRecord) -> dict[str, Any]:
+    status: str = record.status
+    if status == "done":
+        states = []
+        for key in record.documents:
+            try:
+                states.append(lm.ledger.document(key).status)
+            except NotFound:
+                continue
+        ranked = ("learning", "pending", "failed", "committed", "rejected", "forgotten")
+        status = next((state for state in ranked if state in states), "rejected")
+    return {
+        "id": record.id, "status": status, "title": record.name, "source": record.source, "domain": record.domain,
+        "importance": record.importance, "reason": record.reason, "attempts": record.attempts, "documents": list(record.documents),
+        "received_at": record.received_at,
+    }  # fmt: skip
+
+
+def _document(lm: ContinualLM, record: Any) -> dict[str, Any]:
+    return {
+        "id": record.id, "status": record.status, "title": record.title, "source": record.source, "domain": record.domain,
+        "importance": record.importance, "reason": record.reason, "chars": record.chars, "update": record.update,
+        "added_at": record.added_at,
+    }  # fmt: skip
+
+
+def _update(update: Update) -> dict[str, Any]:
+    values = update.to_dict()
+    certificate = values.pop("certificate")
+    return {
+        **values,
+        "certificate": {name: certificate[name] for name in ("probes", "control", "hash", "cost", "seconds") if name in certificate},
+    }
