@@ -208,3 +208,22 @@ def test_eight_bits(model: DecoderLM) -> None:
     positions, labels = targets(packed, [[False] + [True] * 4])
     losses = [float(model.token_loss(model.hidden(packed)[positions], labels)) for model in (exact, narrow)]
     assert losses[0] == losses[1]
+
+
+def test_short_prompts_are_read_together(model: DecoderLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [Request([5 + number, 9, 31], Sampling(4), ((lora(model, number % 2), 1.0),)) for number in range(5)]
+    read: list[int] = []
+    hidden = DecoderLM.hidden
+    monkeypatch.setattr(
+        DecoderLM, "hidden", lambda self, packed, *a, **k: read.append(len(packed.lengths)) or hidden(self, packed, *a, **k)
+    )
+    batch, found = Batch(model, 4, compose=Composer(torch.float32)), dict[int, list[int]]()
+    for request in asked:
+        batch.join(request)
+    while batch.busy:
+        for event in batch.step():
+            if isinstance(event, Written):
+                found.setdefault(event.request - 1, []).append(event.token)
+    assert read[0] == 4, "four free slots, one pass"
+    monkeypatch.undo()
+    assert found == {number: alone(model, request) for number, request in enumerate(asked)}

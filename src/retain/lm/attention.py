@@ -79,17 +79,21 @@ def _hidden_future(length: int, seen: int, repeats: int, device: torch.device) -
 
 
 class KeyValueCache:
-    """Static keys and values of ``rows`` sequences, ``capacity`` positions each; nothing is reallocated while decoding."""
+    """Keys and values [layers, rows, KV, capacity, D] of sequences; nothing is reallocated while decoding."""
 
-    def __init__(self, model: DecoderLM, rows: int, capacity: int) -> None:
-        c = model.config
-        shape = (model.layers, rows, c.kv_heads, capacity, c.head_width)
-        self.keys = torch.zeros(shape, dtype=model.dtype, device=model.device)
-        self.values = torch.zeros(shape, dtype=model.dtype, device=model.device)
-        self.lengths = torch.zeros(rows, dtype=torch.int64, device=model.device)
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self.lengths = torch.zeros(keys.shape[1], dtype=torch.int64, device=keys.device)
         self.filled = False
         self.read_only = False  # what comes after the shared positions is not kept
         self._shared = 0
+
+    @classmethod
+    def empty(cls, model: DecoderLM, rows: int, capacity: int) -> KeyValueCache:
+        """Of ``rows`` sequences with ``capacity`` positions each."""
+        c = model.config
+        shape = (model.layers, rows, c.kv_heads, capacity, c.head_width)
+        return cls(*(torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(2)))
 
     def share(self, length: int) -> None:
         """Give every row the first ``length`` positions of the first one."""

@@ -75,7 +75,7 @@ class Batch:
     def __init__(self, model: DecoderLM, slots: int = 8, capacity: int | None = None, compose: Compose = lambda adapters: None) -> None:
         self.model, self.slots, self.compose = model, slots, compose
         self.capacity = min(capacity or model.context, model.context)
-        self._cache = KeyValueCache(model, slots, self.capacity)
+        self._cache = KeyValueCache.empty(model, slots, self.capacity)
         self._keys, self._values = self._cache.keys, self._cache.values
         self._cache.filled = True
         self._lengths = torch.zeros(0, dtype=torch.int64, device=model.device)  # tokens in the live rows
@@ -83,7 +83,7 @@ class Batch:
         self._live: list[_Live] = []  # in the order of the cache's rows
         self._waiting: deque[_Live] = deque()
         self._reading: _Live | None = None
-        self._read = KeyValueCache(model, 1, self.capacity)  # the prompt that is being read, or was last
+        self._read = KeyValueCache.empty(model, 1, self.capacity)  # the prompt that is being read, or was last
         self._read_tokens: list[int] = []
         self._read_with: Any = None
         self._injection: Injection | None = None
@@ -125,14 +125,41 @@ class Batch:
     def step(self) -> list[Written | Ended]:
         """Read a piece of a waiting prompt, write a token of every live request, and tell."""
         told: list[Written | Ended] = []
-        if self._reading is None and self._waiting and len(self._live) < self.slots:
-            self._begin(self._waiting.popleft())
-        writing = list(self._live)
-        if writing:
+        together = self._short() if self._reading is None else []
+        if len(together) == 1:
+            self._begin(together[0])
+        if self._live:
             self._advance(told)
         if self._reading is not None:
             self._read_on(told)
+        if len(together) > 1:
+            self._read_together(together, told)
         return told
+
+    def _short(self) -> list[_Live]:
+        """The next waiting requests that free slots and one piece hold together; the first of them in any case."""
+        found: list[_Live] = []
+        while self._waiting and len(self._live) + len(found) < self.slots:
+            if found and sum(len(one.request.prompt) for one in (*found, self._waiting[0])) > PIECE:
+                break
+            found.append(self._waiting.popleft())
+        return found
+
+    def _read_together(self, those: Sequence[_Live], told: list[Written | Ended]) -> None:
+        """Read several short prompts in one pass, into the slots after the live ones."""
+        first, last = len(self._live), len(self._live) + len(those)
+        cache = KeyValueCache(self._keys[:, first:last], self._values[:, first:last])
+        packed = Packed.of([one.request.prompt for one in those], self.model.device)
+        hidden = self.model.hidden(packed, self.compose([one.request.adapters for one in those]), cache=cache)[packed.last]
+        self._admit(those, [len(one.request.prompt) for one in those])
+        stay = self._choose(those, hidden, told)
+        self._keep([*range(first), *(first + place for place, stays in enumerate(stay) if stays)])
+
+    def _admit(self, those: Sequence[_Live], lengths: Sequence[int]) -> None:
+        """The slots after the live ones hold these requests now."""
+        self._live += those
+        self._lengths = torch.cat([self._lengths, torch.tensor(lengths, device=self.model.device)])
+        self._narrow()
 
     def _begin(self, one: _Live) -> None:
         """Read a prompt, from where it differs from the last one read with the same adapters."""
@@ -159,9 +186,7 @@ class Batch:
             place, length = len(self._live), len(self._read_tokens)
             self._keys[:, place, :, :length] = self._read.keys[:, 0, :, :length]
             self._values[:, place, :, :length] = self._read.values[:, 0, :, :length]
-            self._live.append(one)
-            self._lengths = torch.cat([self._lengths, torch.tensor([length], device=self.model.device)])
-            self._narrow()
+            self._admit([one], [length])
 
     def _advance(self, told: list[Written | Ended]) -> None:
         """Run the tokens written last through the model and choose the next ones."""

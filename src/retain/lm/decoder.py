@@ -148,7 +148,7 @@ class DecoderLM(LanguageModel):
         """As :meth:`LanguageModel.hidden_after`; the prefix runs once."""
         if not prefix:
             return self.hidden(Packed.of(sequences, self.device), injection)
-        cache = KeyValueCache(self, 1, len(prefix))
+        cache = KeyValueCache.empty(self, 1, len(prefix))
         self.hidden(Packed.of([prefix], self.device), injection, cache=cache)
         cache.share(len(prefix))
         cache.read_only = True
@@ -211,7 +211,7 @@ class Decoding:
             )
         self.model, self.injection = model, injection
         self.rows = torch.arange(len(prompts), device=model.device)
-        self.cache = KeyValueCache(model, len(prompts), capacity)
+        self.cache = KeyValueCache.empty(model, len(prompts), capacity)
         shared = 0 if injection is not None and injection.by_row else common_prefix(prompts)
         if shared:  # questions about one document: its tokens run once
             model.hidden(Packed.of([prompts[0][:shared]], model.device), injection, cache=self.cache)

@@ -27,14 +27,20 @@ def _differentiated_again(function: Callable[..., Tensor], inputs: Sequence[Tens
     return [next(found) if leaf.requires_grad else None for leaf in inputs]
 
 
+def _normed(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The result, and what x was multiplied by."""
+    wide = x.float()
+    scale = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+    return (wide * scale).mul_(weight).to(x.dtype), scale
+
+
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = x.float()
-        scale = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        out, scale = _normed(x, weight, epsilon)
         ctx.save_for_backward(x, scale)
         ctx.weight, ctx.epsilon = weight, epsilon
-        return (wide * scale).mul_(weight).to(x.dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -57,7 +63,16 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         return (broad * (broad.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight).to(x.dtype)
     if x.dtype not in (torch.float32, torch.bfloat16):
         return F.rms_norm(x, x.shape[-1:], weight, epsilon)
-    return _Norm.apply(x, weight, epsilon)
+    return _Norm.apply(x, weight, epsilon) if torch.is_grad_enabled() else _normed(x, weight, epsilon)[0]
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    out = wide * cos
+    out[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(wide[..., :half], sin[..., half:])
+    return out.to(x.dtype)
 
 
 class _Rotation(torch.autograd.Function):
@@ -66,12 +81,7 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.cos, ctx.sin = cos, sin
-        half = x.shape[-1] // 2
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        out = wide * cos
-        out[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
-        out[..., half:].addcmul_(wide[..., :half], sin[..., half:])
-        return out.to(x.dtype)
+        return _rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -84,7 +94,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         broad = wide(x)
         first, second = broad.chunk(2, -1)
         return (broad * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
-    return _Rotation.apply(x, cos, sin)
+    return _Rotation.apply(x, cos, sin) if torch.is_grad_enabled() else _rotated(x, cos, sin)
 
 
 def _gated(gate_up: Tensor) -> Tensor:
@@ -115,7 +125,7 @@ class _Gate(torch.autograd.Function):
 
 def gated(gate_up: Tensor) -> Tensor:
     """SwiGLU's gate (2002.05202): the first half of ``gate_up`` [T, 2 F] through SiLU, times the second half; [T, F]."""
-    return _gated(gate_up) if differentiated_twice() else _Gate.apply(gate_up)
+    return _gated(gate_up) if differentiated_twice() or not torch.is_grad_enabled() else _Gate.apply(gate_up)
 
 
 class _Pad(torch.autograd.Function):

@@ -27,7 +27,8 @@ class SlidingCache(KeyValueCache):
     :meth:`slide` takes it in."""
 
     def __init__(self, model: DecoderLM, window: int, sinks: int = SINKS) -> None:
-        super().__init__(model, 1, window)
+        room = KeyValueCache.empty(model, 1, window)
+        super().__init__(room.keys, room.values)
         self.model, self.sinks, self.held = model, sinks, 0
         self._rotated = torch.zeros(window, dtype=torch.int64, device=model.device)  # position that each key was rotated by
         self._aside: dict[int, tuple[Tensor, Tensor]] = {}
