@@ -34,6 +34,15 @@ def test_columns_are_scaled_and_encoded() -> None:
     assert made[:, 3:].tolist() == [[0, 1], [1, 0], [0, 1], [0, 0]]
 
 
+def test_a_word_among_numbers_is_a_mistake() -> None:
+    records = [{"size": str(number)} for number in range(20)]
+    with pytest.raises(DataError, match="'n/a' is no number, and nearly all others") as raised:
+        Features.fit(rows_of([*records, {"size": "n/a"}]), None, None)
+    assert raised.value.line == 21 and raised.value.field == "size"
+    (column,) = Features.fit(rows_of([*records[:4], {"size": "n/a"}]), None, None).columns
+    assert isinstance(column, Categorical)
+
+
 def test_what_was_never_seen() -> None:
     features = Features.fit(ROWS, None, None, exclude=["id"])
     new = rows_of([{"size": None, "colour": "green", "empty": 1e9}, {"size": -1e9, "colour": "red", "empty": None}])

@@ -172,7 +172,7 @@ class DistillConfig(Section):
 class ExperimentConfig(Section):
     """One experiment: a backbone, tasks, and how they are learned."""
 
-    name: str = Field("experiment", description="Name of the run")
+    name: str = Field("experiment", description="Name of the run; that of the file where it is not given")
     seed: Whole = Field(0, description="Seed of everything random")
     backbone: SerializeAsAny[BackboneConfig] = Field(description="The network that all tasks share")
     data: DataConfig = Field(default_factory=DataConfig, description="Files of the tasks that name none")

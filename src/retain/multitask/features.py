@@ -18,6 +18,7 @@ from retain.multitask.records import Row, check_columns
 
 Scaling = Literal["standard", "robust", "none"]
 FAR = 10.0  # scaled values go in no further from 0 than this: an outlier stays one, and the network stays finite
+FEW = 0.1  # share of words in a column up to which they are mistakes in a column of numbers
 MOST = 256  # categories of a column that have a place of their own, the frequent ones
 
 
@@ -134,7 +135,8 @@ class Features:
 
 
 def _kinds(rows: Sequence[Row], exclude: Collection[str]) -> tuple[list[str], list[str]]:
-    """Columns of numbers, and all others."""
+    """Columns of numbers, and all others. Raises DataError where a few words stand among numbers: as categories, every number of the column
+    would be one."""
     numeric: list[str] = []
     categorical: list[str] = []
     for name in dict.fromkeys(key for row in rows for key in row.values):
@@ -143,8 +145,15 @@ def _kinds(rows: Sequence[Row], exclude: Collection[str]) -> tuple[list[str], li
         values = [row.values[name] for row in rows if not row.missing(name)]
         if any(isinstance(value, list | tuple | dict) for value in values):
             raise DataError("holds lists or objects, which are no features", path=rows[0].path, field=name, fix="name the columns to use")
+        words = [place for place, value in enumerate(values) if not _is_number(value)]
+        if words and len(words) <= FEW * len(values):
+            row = next(row for row in rows if row.values.get(name) == values[words[0]])
+            raise row.error(
+                f"{values[words[0]]!r} is no number, and nearly all others in this column are", name,
+                "correct it, leave it empty, or name the column in backbone.categorical",
+            )  # fmt: skip
         if values:
-            (numeric if all(_is_number(value) for value in values) else categorical).append(name)
+            (categorical if words else numeric).append(name)
     return numeric, categorical
 
 

@@ -35,6 +35,8 @@ def load_experiment(path: Path | str, overrides: Mapping[str, Any] | None = None
         raise ConfigError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    if isinstance(values, dict):
+        values.setdefault("name", file.stem)
     return parse_experiment(values, file.parent, str(path), overrides)
 
 
