@@ -93,16 +93,14 @@ def send(port: int, client: int, count: int) -> list[str]:
 
 def over_http(count: int) -> dict[str, float]:
     """Eight processes and the service."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = int(found.getsockname()[1])
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "user.yaml"
         settings.write_text(f"serve: {{requests_per_minute: 1000000, depth: {2 * count}}}\n")
         command = [sys.executable, "-m", "retain.cli", "serve", "-w", f"{folder}/work", "--port", str(port), "--no-learner"]
         service = subprocess.Popen(command, env={**os.environ, "RETAIN_CONFIG": str(settings)}, stderr=subprocess.DEVNULL)
         try:
-            _wait(port)
+            wait_until_up(port)
             started = time.perf_counter()
             with ProcessPoolExecutor(CLIENTS) as clients:
                 parts = list(clients.map(send, [port] * CLIENTS, range(CLIENTS), [count // CLIENTS] * CLIENTS))
@@ -115,7 +113,15 @@ def over_http(count: int) -> dict[str, float]:
             return {"documents": len(keys), "per_second": len(keys) / seconds, "lost": len(set(keys)) - ledger.waiting()}
 
 
-def _wait(port: int) -> None:
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def wait_until_up(port: int) -> None:
+    """Return when the service answers."""
     for _ in range(600):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=1).close()
