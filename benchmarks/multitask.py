@@ -16,7 +16,7 @@ over what is in FILE, so that parts can be measured one at a time. Unless a part
 - ``reuters``: Reuters R8 in its usual split, all 4,937 + 548 training and 2,189 test texts, beside the same.
 - ``names``: CoNLL-2003 in its usual split, beside logistic regression on shapes of words and their neighbours, left to right, and,
   where sklearn-crfsuite is installed, a conditional random field on the same features.
-- ``together``: names and phrases (chunks: NP, VP, PP) of 400 sentences of CoNLL-2003, each alone and both on one encoder, with fusion and
+- ``together``: names and phrases (chunks: NP, VP, PP) of 240 sentences of CoNLL-2003, each alone and both on one encoder, with fusion and
   pcgrad.
 """
 
@@ -232,7 +232,7 @@ def together(bench: Bench) -> dict[str, Any]:
     }
     arms: Arms = {}
     for seed in range(bench.seeds):
-        parts = [split(sets[name], (size / len(sets[name]),), seed)[0] for name, size in zip(SPLITS, (400, 150, 500), strict=True)]
+        parts = [split(sets[name], (size / len(sets[name]),), seed)[0] for name, size in zip(SPLITS, (240, 100, 400), strict=True)]
         for part in parts:
             for row in part:
                 row["chunks"] = [tag if tag[2:] in ("NP", "VP", "PP") else "O" for tag in row["chunks"]]  # the others are rare
