@@ -12,10 +12,6 @@ from fastapi.testclient import TestClient
 from tests.tiny import tiny_documents, tiny_questions
 
 from retain.adapters.peft_format import export_peft
-from retain.config import Config, load_config
-from retain.config.serving import ServeConfig
-from retain.data.document import Document
-from retain.serving.app import create_app
 from retain.workspace.continual import ContinualLM
 from retain.workspace.worker import Worker
 
@@ -23,53 +19,7 @@ QUESTION = tiny_questions(0)[0].wordings[-1]
 ANSWER = tiny_questions(0)[0].answer
 
 
-@pytest.fixture(scope="module")
-def settings() -> Config:
-    return load_config(
-        None,
-        {
-            "learn": {"rank": 8, "alpha": 16.0, "layers": "all", "epochs": 12, "batch_tokens": 256, "learning_rate": 5e-3},
-            "study": {"writer": "none", "held_out_fraction": 0.5},
-            "route": {"least_bits": 2.0, "threshold": 0.4},
-            "model": {"precision": "float32"},
-            "gate": {"attempts": 1},
-        },
-    )
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, settings: Config) -> Iterator[ContinualLM]:
-    with ContinualLM.open(tmp_path_factory.mktemp("work"), tiny_model, config=settings) as made:
-        for title, text in tiny_documents()[:2]:
-            made.learn(Document.from_text(text, title))
-        yield made
-
-
-@pytest.fixture(scope="module")
-def client(lm: ContinualLM) -> Iterator[TestClient]:
-    with TestClient(create_app(lm, ServeConfig(capacity=256))) as made:
-        yield made
-
-
 Fresh = Callable[..., TestClient]
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, tiny_model: Any, settings: Config) -> Iterator[Fresh]:
-    """Clients over an empty workspace, with these settings of the service."""
-    open_: list[Any] = []
-
-    def make(**changes: Any) -> TestClient:
-        lm = ContinualLM.open(tmp_path / "work", tiny_model, config=settings)
-        client = TestClient(create_app(lm, ServeConfig.model_validate({"capacity": 256, **changes})))
-        open_.extend([lm, client.__enter__()])
-        client.lm = lm  # type: ignore[attr-defined]
-        return client
-
-    yield make
-    for lm, client in zip(open_[::2], open_[1::2], strict=True):
-        client.__exit__(None, None, None)
-        lm.close()
 
 
 def ask(client: TestClient, **more: Any) -> Any:
@@ -211,6 +161,41 @@ def test_files_and_many_at_once(fresh: Fresh) -> None:
         assert response.status_code == 400 and said in response.json()["error"]["message"], response.json()
     assert client.post("/v1/documents", content=b"{", headers={"content-type": "application/json"}).status_code == 400
     assert client.post("/v1/documents", files=[("file", ("a.md", b""))]).status_code == 400
+
+
+def test_web_addresses_are_taken_where_they_are_allowed(fresh: Fresh) -> None:
+    client = fresh(fetch=True)
+    key = client.post("/v1/documents", json={"url": "https://example.org/a?b=c", "importance": 0.9}).json()["id"]
+    found = client.get(f"/v1/documents/{key}").json()
+    assert (found["status"], found["source"], found["importance"]) == ("pending", "https://example.org/a?b=c", 0.9)
+    wrong: list[tuple[Any, str]] = [
+        ("file:///etc/passwd", "http and https"), ("https://me:secret@a/", "neither user"), (7, "url"), ("x", "url"),
+        ("http://a\nb/", "no address"),
+    ]  # fmt: skip
+    for url, said in wrong:
+        response = client.post("/v1/documents", json={"url": url})
+        assert response.status_code == 400 and said in response.json()["error"]["message"], response.json()
+        assert "secret" not in response.text
+
+
+def test_nothing_is_fetched_unless_that_is_set(client: TestClient) -> None:
+    response = client.post("/v1/documents", json={"url": "https://example.org/"})
+    assert response.status_code == 403 and "serve.fetch" in response.json()["error"]["message"]
+
+
+def test_what_is_held_is_learned_when_it_is_released(fresh: Fresh) -> None:
+    client = fresh()
+    lm: ContinualLM = client.lm  # type: ignore[attr-defined]
+    title, text = tiny_documents()[0]
+    body = {"text": f"{text} " + "Zorvex amulet opens doors tonight. " * 12, "title": title}
+    key = client.post("/v1/documents", json=body).json()["id"]
+    assert Worker(lm).once()
+    held = client.get(f"/v1/documents/{key}").json()
+    assert held["status"] == "held" and held["reason"].startswith("held: one phrase") and not lm.documents()
+    assert client.post("/v1/documents", json=body).json()["status"] == "held", "sent again it is still the same"
+    assert client.post(f"/v1/documents/{key}/release").json()["status"] == "pending"
+    assert client.post(f"/v1/documents/{key}/release").status_code == 409
+    assert Worker(lm).once() and client.get(f"/v1/documents/{key}").json()["status"] in ("committed", "rejected") and lm.documents()
 
 
 def test_a_full_queue_and_large_bodies(fresh: Fresh) -> None:

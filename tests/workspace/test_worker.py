@@ -10,11 +10,13 @@ import pytest
 from tests.tiny import tiny_documents, tiny_questions
 
 from retain.config import load_config
+from retain.data.fetch import Fetched, Unreachable
 from retain.training.loop import TrainingError
 from retain.workspace import WriterLock
 from retain.workspace import worker as module
 from retain.workspace.continual import ContinualLM
 from retain.workspace.inbox import Arrival
+from retain.workspace.reports import EVENTS
 from retain.workspace.worker import Worker
 
 SETTINGS = {
@@ -80,6 +82,18 @@ def test_failing_is_tried_again_and_waiting_is_not_failing(lm: ContinualLM, monk
     assert lm.ledger.arrival_counts() == {"done": 1, "pending": 1}
 
 
+def test_forgetting_takes_the_arrival_along(lm: ContinualLM) -> None:
+    arrival = text(0)
+    ((key, _),) = lm.ledger.receive([Arrival(arrival.body, "file", f"{arrival.name}.md", f"/home/me/{arrival.name}.md")])
+    (lm.root / EVENTS).write_text(arrival.name)
+    assert Worker(lm).once()
+    lm.forget(lm.ledger.arrival(key).documents[0])
+    found = lm.ledger.arrival(key)
+    assert (found.name, found.source, found.status) == ("", "", "done")
+    stored = b"".join(path.read_bytes() for path in lm.root.rglob("*") if path.is_file())
+    assert arrival.name.encode() not in stored, "the title of a forgotten document is still there"
+
+
 def test_it_works_until_it_is_stopped(lm: ContinualLM) -> None:
     stop = threading.Event()
     thread = threading.Thread(target=Worker(lm).run, args=(stop, 0.01))
@@ -92,3 +106,37 @@ def test_it_works_until_it_is_stopped(lm: ContinualLM) -> None:
     stop.set()
     thread.join(30)
     assert lm.ledger.arrival(key).status == "done" and not thread.is_alive()
+
+
+def test_web_addresses(lm: ContinualLM, tmp_path: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    title, body = tiny_documents()[0]
+    address = Arrival(b"https://example.org/page", "url", "https://example.org/page", "https://example.org/page")
+    ((key, _),) = lm.ledger.receive([address])
+    assert Worker(lm, fetcher=lambda url: pytest.fail("nothing may be fetched")).once()
+    assert lm.ledger.arrival(key).status == "failed" and "serve.fetch true" in lm.ledger.arrival(key).reason
+    monkeypatch.setattr(module, "WAIT", -1.0)
+    answers: list[Any] = [
+        Unreachable("the server answers 503"),
+        Fetched(
+            f"<html><body><article><h1>{title}</h1><p>{body}</p></article></body></html>".encode(),
+            "page.html",
+            "https://example.org/en/page",
+        ),
+    ]
+
+    def fetcher(url: str) -> Fetched:
+        assert url == "https://example.org/page"
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with ContinualLM.open(tmp_path / "other", tiny_model, config=load_config(None, {**SETTINGS, "serve": {"fetch": True}})) as other:
+        ((key, _),) = other.ledger.receive([address])
+        worker = Worker(other, fetcher=fetcher)
+        assert worker.once() and other.ledger.arrival(key).status == "pending", "a server that is busy is asked again"
+        assert worker.once() and other.ledger.arrival(key).status == "done", other.ledger.arrival(key)
+        assert [record.source for record in other.documents()] == ["https://example.org/en/page"]
+        ((local, _),) = other.ledger.receive([Arrival(b"http://127.0.0.1:9/x", "url")])
+        assert Worker(other).once() and other.ledger.arrival(local).status == "failed"
+        assert "private network" in other.ledger.arrival(local).reason

@@ -13,6 +13,7 @@ from retain.cli import (
     ace,
     adapters,
     asking,
+    backups,
     bench,
     checkpoints,
     compare,
@@ -71,6 +72,8 @@ _COMMANDS: tuple[tuple[str, Commands], ...] = (
             ("forget", history.forget),
             ("verify", history.verify),
             ("documents", history.documents),
+            ("backup", backups.backup),
+            ("restore", backups.restore),
         ),
     ),
     (

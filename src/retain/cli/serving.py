@@ -62,6 +62,9 @@ def serve(
 def work(
     here: Session,
     once: Annotated[bool, flag("--once", "Stop when nothing waits any more.")] = False,
+    release: Annotated[
+        list[str] | None, typer.Option(help="Learn something that is held for review or was given up.", metavar="ID")
+    ] = None,
 ) -> None:
     """Learn what arrives (`retain ingest`, the service), one after another.
 
@@ -76,6 +79,8 @@ def work(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     lm = here.open(create=True)
+    for key in release or ():
+        lm.ledger.release(key)
     record = EventFile(lm.root)
     with watching(here):
         seen = here.watcher
@@ -102,10 +107,11 @@ def work(
     ("retain ingest notes.md report.pdf", "files, learned later"),
     ("retain ingest handbook/ --importance 0.9", "a folder, before others"),
     ("fortune | retain ingest -", "standard input"),
+    ("retain ingest https://example.org/a", "a page, with serve.fetch"),
 )
 def ingest(
     here: Session,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Files or folders; - reads standard input.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders, web addresses; - reads standard input.")],
     domain: Domain = None,
     importance: Importance = None,
 ) -> None:
@@ -150,20 +156,21 @@ def watch(
     if not folder.is_dir():
         raise CommandError(f"{folder} is no folder")
     lm = here.open(create=True)
-    first = lm.ledger.receive(list(_arrivals(here, [folder], domain, importance)))
+    first = lm.ledger.receive(list(_arrivals(here, [str(folder)], domain, importance)))
     here.note(f"{sum(new for _, new in first)} of {len(first)} files are new; watching {folder}, stop with Ctrl-C", "green")
     for changed in changes(folder, raise_interrupt=True):
         files = sorted({Path(name) for kind, name in changed if kind != Change.deleted and Path(name).is_file()})
         time.sleep(0.2)  # what is being written is written
         for file in files:
-            for key, new in lm.ledger.receive(list(_arrivals(here, [file], domain, importance))):
+            for key, new in lm.ledger.receive(list(_arrivals(here, [str(file)], domain, importance))):
                 if new:
                     here.note(f"{file.name} waits to be learned ({key})")
 
 
-def _arrivals(here: Session, paths: list[Path], domain: str | None, importance: float | None) -> Iterator[Arrival]:
+def _arrivals(here: Session, paths: list[str], domain: str | None, importance: float | None) -> Iterator[Arrival]:
     """Everything named, as the inbox takes it; of folders the files of known kinds. Raises CommandError for what does not exist."""
     from retain.data.document import check_metadata
+    from retain.data.fetch import check_url
     from retain.data.readers import CODE, RECORDS, RICH, TEXT
     from retain.workspace.inbox import Arrival
 
@@ -173,8 +180,14 @@ def _arrivals(here: Session, paths: list[Path], domain: str | None, importance: 
     }  # fmt: skip
     check_metadata(about["domain"], about["importance"])
     readable = {*RICH, *RECORDS, *TEXT, *CODE}
-    for path in paths:
-        if str(path) == "-":
+    for name in paths:
+        path = Path(name)
+        if name.startswith(("http://", "https://")):
+            if not here.config.serve.fetch:
+                raise CommandError("web addresses are not fetched: retain config set serve.fetch true allows it")
+            check_url(name)
+            yield Arrival(name.encode(), "url", name[:200], name[:500], **about)
+        elif name == "-":
             body = sys.stdin.buffer.read()
             if not body.strip():
                 raise CommandError("standard input is empty")

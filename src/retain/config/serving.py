@@ -21,3 +21,5 @@ class ServeConfig(Section):
     depth: Count = Field(100_000, description="Documents that may wait to be learned; then 429")
     body_megabytes: Positive = Field(20.0, description="Largest body of a request")
     requests_per_minute: Count = Field(6000, description="Requests of one client in a minute; then 429")
+    fetch: bool = Field(False, description="Web addresses may be sent, and the learner fetches them; never from this machine's own network")
+    hold_suspects: bool = Field(True, description="Hold for review what contradicts what is learned, or repeats a phrase too often")

@@ -54,6 +54,7 @@ def create_app(lm: ContinualLM, settings: ServeConfig) -> FastAPI:
 
     app = FastAPI(title="retain", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     app.state.lm, app.state.seed, app.state.closing = lm, lambda: secrets.randbits(31), False
+    app.state.fetch = settings.fetch
     errors.install(app)
     for router in (openai.router, documents.router, events.router):
         app.include_router(router)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from retain.data.document import check_metadata
+from retain.data.fetch import check_url
 from retain.serving.errors import ApiError
 from retain.workspace.continual import ContinualLM
 from retain.workspace.errors import Conflict, Locked, NotFound
@@ -47,6 +48,22 @@ class Sent(BaseModel):
         return Arrival(body, "text", self.title, self.source, self.domain, self.importance)
 
 
+class SentAddress(BaseModel):
+    """A web address whose document is to be learned; only where serve.fetch allows it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: Annotated[str, Field(min_length=8, max_length=2000)]
+    domain: str = "general"
+    importance: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    def arrival(self) -> Arrival:
+        """As the inbox takes it. It is fetched when its turn to be learned comes."""
+        check_metadata(self.domain, self.importance)
+        check_url(self.url)
+        return Arrival(self.url.encode(), "url", self.url[:200], self.url[:500], self.domain, self.importance)
+
+
 class Several(BaseModel):
     """Many texts at once; all of them are taken, or none."""
 
@@ -59,7 +76,11 @@ _BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": {"anyOf": [Sent.model_json_schema(), {"$ref": "#/components/schemas/Several"}]}},
+            "application/json": {
+                "schema": {
+                    "anyOf": [Sent.model_json_schema(), SentAddress.model_json_schema(), {"$ref": "#/components/schemas/Several"}]
+                }
+            },
             "multipart/form-data": {
                 "schema": {
                     "type": "object", "required": ["file"],
@@ -75,8 +96,10 @@ _BODY = {
 
 @router.post("/documents", status_code=202, openapi_extra=_BODY)
 async def send(request: Request) -> dict[str, Any]:
-    """Hand in a text ({"text": ...}), many ({"documents": [...]}) or a file (multipart). Done when it is safe on the disk:
-    it is learned later, once, whatever happens to this process."""
+    """Hand in a text ({"text": ...}), many ({"documents": [...]}), a web address ({"url": ...}) or a file (multipart).
+
+    Done when it is safe on the disk: it is learned later, once, whatever happens to this process.
+    """
     inbox: GroupCommit = request.app.state.inbox
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     arrivals = await (_uploaded(request) if kind == "multipart/form-data" else _texts(request))
@@ -94,6 +117,10 @@ async def _texts(request: Request) -> list[Arrival]:
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "the body is not JSON") from error
     try:
+        if isinstance(body, dict) and "url" in body:
+            if not request.app.state.fetch:
+                raise ApiError(403, "url: web addresses are not fetched here (serve.fetch)", "url")
+            return [SentAddress.model_validate(body).arrival()]
         many = Several.model_validate(body).documents if isinstance(body, dict) and "documents" in body else [Sent.model_validate(body)]
     except ValidationError as error:
         first = error.errors()[0]
@@ -180,6 +207,29 @@ async def release(key: Key, request: Request) -> dict[str, Any]:
     return await run_in_threadpool(run)
 
 
+@router.get("/adapters")
+async def adapters(request: Request) -> dict[str, Any]:
+    """The adapters in use, with the documents that each holds."""
+    lm: ContinualLM = request.app.state.lm
+
+    def size(digest: str) -> int:
+        try:
+            return lm.store.path(digest).stat().st_size
+        except FileNotFoundError:  # forgotten since the state was read
+            return 0
+
+    def listed() -> list[dict[str, Any]]:
+        return [
+            {
+                "name": item.name, "documents": list(item.documents), "learner": item.learner, "enabled": bool(item.weight),
+                "bytes": size(item.digest),
+            }
+            for item in lm.state.adapters
+        ]  # fmt: skip
+
+    return {"adapters": await run_in_threadpool(listed)}
+
+
 @router.get("/updates")
 async def updates(request: Request, limit: Limit = 100) -> dict[str, Any]:
     """The history, newest first."""
@@ -251,5 +301,5 @@ def _update(update: Update) -> dict[str, Any]:
     certificate = values.pop("certificate")
     return {
         **values,
-        "certificate": {name: certificate[name] for name in ("probes", "control", "hash", "cost", "seconds") if name in certificate},
+        "certificate": {name: certificate[name] for name in ("learned", "kept", "cost", "hash") if name in certificate},
     }

@@ -8,17 +8,16 @@ import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from retain.workspace.continual import ContinualLM
-from retain.workspace.reports import Event
+from retain.workspace.reports import EVENTS, Event
 
 router = APIRouter(prefix="/v1", tags=["retain"])
-FILE = "worker.jsonl"
 LARGEST = 1 << 20
 EVERY = 0.25  # seconds between looks
 QUIET = 15.0  # seconds after which a comment keeps the connection open
@@ -28,7 +27,7 @@ class EventFile:
     """Appends events to a workspace's file, the old half of which goes when it is too large. Never a document's text."""
 
     def __init__(self, root: Path) -> None:
-        self.path = root / FILE
+        self.path = root / EVENTS
         self._last = ("", 0.0)
 
     def __call__(self, event: Event) -> None:
@@ -45,16 +44,18 @@ class EventFile:
 
 
 @router.get("/events", response_class=StreamingResponse)
-async def events(request: Request) -> StreamingResponse:
-    """Server-sent events: ``learning`` (what the worker does), ``state`` (waiting, updates, adapters) when it changes."""
+async def events(request: Request, recent: Annotated[int, Query(ge=0, le=1000)] = 0) -> StreamingResponse:
+    """Server-sent events: ``learning`` (what the worker does), ``state`` (waiting, updates, adapters) when it changes. ``recent``: how
+    many of the latest lines about learning come first."""
     lm: ContinualLM = request.app.state.lm
-    return StreamingResponse(_events(request, lm), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    return StreamingResponse(_events(request, lm, recent), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-async def _events(request: Request, lm: ContinualLM) -> AsyncIterator[str]:
-    path, place, told, spoke = lm.root / FILE, 0, "", time.monotonic()
-    if path.exists():
-        place = path.stat().st_size
+async def _events(request: Request, lm: ContinualLM, recent: int) -> AsyncIterator[str]:
+    path, told, spoke = lm.root / EVENTS, "", time.monotonic()
+    lines, place = await run_in_threadpool(_new_lines, path, 0)
+    for line in lines[len(lines) - min(recent, len(lines)) :]:
+        yield f"event: learning\ndata: {line}\n\n"
     while not request.app.state.closing and not await request.is_disconnected():
         state = json.dumps(await run_in_threadpool(state_of, lm))
         if state != told:

@@ -67,9 +67,9 @@ class Models:
             if any(item["id"] == name for item in self.listed()):
                 raise ApiError(400, f"lora_name: there is a model {name!r} already", "lora_name")
             place = Path(path)
-            if not (place / "adapter_config.json").is_file():
-                raise ApiError(400, "lora_path: no folder with an adapter in peft's format", "lora_path")
             try:
+                if not (place / "adapter_config.json").is_file():
+                    raise ApiError(400, "lora_path: no folder with an adapter in peft's format", "lora_path")
                 self._loaded[name] = import_peft(place, self.engine.lm.model)
             except (AdapterError, ValueError, OSError, KeyError) as error:
                 raise ApiError(400, f"lora_path: {' '.join(str(error).split())}", "lora_path") from error

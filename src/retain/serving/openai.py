@@ -18,7 +18,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from retain.data.document import Message
+from retain.data.document import Message, well_formed
 from retain.lm import batching
 from retain.lm.generation import Sampling
 from retain.serving.engine import Answering, Engine, Piece, request_of
@@ -30,6 +30,8 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 _UNSUPPORTED = {"tools": "calling tools", "functions": "calling functions", "audio": "audio", "logit_bias": "a bias of logits",
                 "presence_penalty": "penalties", "frequency_penalty": "penalties"}  # fmt: skip
 
+COLDEST = 1e-4  # temperatures below are the likeliest token, as 0 is: logits divided by less have no numbers
+NARROWEST = 1e-6  # the least top_p; it keeps one token
 Temperature = Annotated[float | None, Field(ge=0, le=2)]
 TopP = Annotated[float | None, Field(gt=0, le=1)]
 Seed = Annotated[int | None, Field(ge=-(2**63), lt=2**63)]
@@ -65,10 +67,11 @@ class Asking(BaseModel):
             if (self.model_extra or {}).get(name):
                 raise ApiError(400, f"{name}: {what} cannot be had here", name)
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        temperature = default.temperature if self.temperature is None else self.temperature
         return Sampling(
             self.room or default.max_tokens,
-            default.temperature if self.temperature is None else self.temperature,
-            default.top_p if self.top_p is None else self.top_p,
+            temperature if temperature >= COLDEST else 0.0,
+            max(default.top_p if self.top_p is None else self.top_p, NARROWEST),
             (seed if self.seed is None else self.seed) & (2**63 - 1),
             tuple(mark for mark in stop if mark),
         )
@@ -95,7 +98,7 @@ class Turn(BaseModel):
     def message(self) -> Message:
         """As the model's chat template takes it."""
         text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content or ())
-        return Message("system" if self.role == "developer" else self.role, text)
+        return Message("system" if self.role == "developer" else self.role, well_formed(text))
 
 
 class ChatAsking(Asking):
@@ -164,6 +167,8 @@ async def chat(asking: ChatAsking, request: Request) -> Any:
     if not messages[-1].content.strip():
         raise ApiError(400, "messages: the last message has no text", "messages")
     sampling = asking.sampling(engine.lm.config.generate, request.app.state.seed())
+    if sampling.max_tokens >= engine.batch.capacity:
+        raise ApiError(400, f"max_tokens: a conversation has {engine.batch.capacity} tokens at most, with its answer", "max_tokens")
     top = (asking.top_logprobs or 0) if asking.logprobs else None
     asked = await run_in_threadpool(known.prepare, asking.model, messages, sampling, asking.retrieval)
     choices = [Choice(request_of(asked, top, sampling.seed + number), asyncio.Queue()) for number in range(asking.n or 1)]
@@ -206,7 +211,7 @@ async def embed(asking: EmbeddingAsking, request: Request) -> dict[str, Any]:
     texts = [asking.input] if isinstance(asking.input, str) else asking.input
     if not texts or len(texts) > 256 or any(not text for text in texts):
         raise ApiError(400, "input: between 1 and 256 texts, none of them empty", "input")
-    vectors, tokens = await run_in_threadpool(engine.embed, texts)
+    vectors, tokens = await run_in_threadpool(engine.embed, [well_formed(text) for text in texts])
     coded: list[Any] = vectors
     if asking.encoding_format == "base64":
         coded = [base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() for vector in vectors]
@@ -350,7 +355,7 @@ def _prompts(prompt: str | list[int] | list[str] | list[list[int]], engine: Engi
     if not many:
         raise ApiError(400, "prompt: nothing to go on with", "prompt")
     found = []
-    for item in many:
+    for item in [well_formed(item) if isinstance(item, str) else item for item in many]:
         ids = tokenizer(item, add_special_tokens=True).input_ids if isinstance(item, str) else item
         if any(not 0 <= token < engine.lm.model.vocabulary for token in ids):
             raise ApiError(400, f"prompt: tokens are numbers from 0 to {engine.lm.model.vocabulary - 1}", "prompt")

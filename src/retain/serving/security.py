@@ -24,14 +24,8 @@ from retain.serving.errors import error_response
 SCOPES = ("read", "learn", "admin")
 PUBLIC = re.compile(r"/(healthz|static/[^/]+)?")
 SHORTEST = 16
-# the first that fits; everything else needs read
-_NEEDED: tuple[tuple[str, re.Pattern[str], str], ...] = (
-    ("DELETE", re.compile(r"/v1/documents/.*"), "admin"),
-    ("POST", re.compile(r"/v1/documents/[^/]+/release"), "admin"),
-    ("POST", re.compile(r"/v1/documents"), "learn"),
-    ("POST", re.compile(r"/v1/updates/.*"), "admin"),
-    ("POST", re.compile(r"/v1/(un)?load_lora_adapter"), "admin"),
-)
+# what changes nothing though it is a POST
+_ASKING = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 # what every answer tells a browser: nothing from elsewhere, in no frame, nothing guessed
 _HEADERS = [
     (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
@@ -74,10 +68,12 @@ def is_loopback(host: str) -> bool:
 
 
 def needed(method: str, path: str) -> str | None:
-    """The scope that a request needs, None when it needs none."""
-    if PUBLIC.fullmatch(path) and method in ("GET", "HEAD"):
-        return None
-    return next((scope for verb, pattern, scope in _NEEDED if verb == method and pattern.fullmatch(path)), "read")
+    """The scope that a request needs, None when it needs none. What is not named here needs admin, unless it only looks."""
+    if method in ("GET", "HEAD"):
+        return None if PUBLIC.fullmatch(path) else "read"
+    if method == "POST" and path in _ASKING:
+        return "read"
+    return "learn" if method == "POST" and path == "/v1/documents" else "admin"
 
 
 class Guard:

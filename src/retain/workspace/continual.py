@@ -25,7 +25,7 @@ from retain.workspace.learning import Learnable, Learning, with_learner
 from retain.workspace.ledger import Ledger
 from retain.workspace.lock import WriterLock
 from retain.workspace.records import ActiveAdapter, Checkpoint, DocumentRecord, State, to_json
-from retain.workspace.reports import AdapterInfo, Answer, Diff, Event, Update, Verification
+from retain.workspace.reports import EVENTS, AdapterInfo, Answer, Diff, Event, Update, Verification
 from retain.workspace.store import Store
 
 
@@ -345,6 +345,8 @@ class ContinualLM:
             playbooks.forget(self.ledger, record.id)
             made = self.ledger.forget_document(record.id, self.ledger.head(), after, certificate, drop_checkpoints)
             self.store.collect(self.ledger.referenced_digests(), grace=0)
+            for name in (EVENTS, Path(EVENTS).with_suffix(".old")):
+                (self.root / name).unlink(missing_ok=True)
             return Update.of(made)
 
     def verify(self) -> Verification:

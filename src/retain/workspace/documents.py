@@ -157,6 +157,10 @@ class Documents(Database):
         where, values = ("WHERE document IS ?", (document or None,)) if document is not None else ("", ())
         return [_probe(row) for row in self._rows(f"SELECT {_PROBE} FROM probes {where} ORDER BY id", values)]
 
+    def known_probes(self) -> list[Probe]:
+        """The probes of committed documents and of general knowledge."""
+        return self._eligible("ORDER BY probes.id", (), (), None)
+
     def sample_probes(self, budget: int, seed: int, exclude: Collection[str] = (), held_out: bool | None = None) -> list[Probe]:
         """At most `budget` probes of committed documents and of general knowledge, drawn by importance without replacement.
 

@@ -27,7 +27,7 @@ _RECORD = "id, kind, name, source, domain, importance, status, reason, attempts,
 _NEW = """INSERT INTO inbox(kind, name, source, domain, importance, body, received_at, id, status)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'pending')"""
 _AGAIN = """UPDATE inbox SET kind = ?, name = ?, source = ?, domain = ?, importance = ?, body = ?, received_at = ?, status = 'pending',
-    reason = '', attempts = 0, not_before = 0, documents = '[]' WHERE id = ?"""
+    reason = '', attempts = 0, not_before = 0, released = 0, documents = '[]' WHERE id = ?"""
 Receipts = list[tuple[str, bool]]
 
 
@@ -76,11 +76,12 @@ class ArrivalRecord:
 
 @dataclass(frozen=True)
 class Leased:
-    """An arrival that is being learned by the holder of the lease."""
+    """An arrival that is being learned by the holder of the lease. ``released``: it was held, and somebody looked at it."""
 
     id: str
     arrival: Arrival
     attempts: int
+    released: bool = False
 
 
 class Inbox(Database):
@@ -133,7 +134,7 @@ class Inbox(Database):
         with self.transaction():
             self._end_leases("leased_until < ?", (moment,), "its learning was interrupted")
             rows = self._rows(
-                """SELECT id, kind, name, source, domain, importance, body, attempts FROM inbox INDEXED BY inbox_by_turn
+                """SELECT id, kind, name, source, domain, importance, body, attempts, released FROM inbox INDEXED BY inbox_by_turn
                 WHERE status = 'pending' AND not_before <= ? ORDER BY importance DESC, sequence LIMIT ?""",
                 (moment, limit),
             )
@@ -142,8 +143,8 @@ class Inbox(Database):
                 [(owner, moment + seconds, row[0]) for row in rows],
             )
         return [
-            Leased(key, Arrival(body, kind, name, source, domain, importance), attempts)
-            for key, kind, name, source, domain, importance, body, attempts in rows
+            Leased(key, Arrival(body, kind, name, source, domain, importance), attempts, bool(released))
+            for key, kind, name, source, domain, importance, body, attempts, released in rows
         ]
 
     def owners(self) -> list[str]:
@@ -186,12 +187,14 @@ class Inbox(Database):
         self._change(key, owner, "status = 'pending', reason = ?, not_before = ?", (reason, time.time() + delay))
 
     def release(self, key: str) -> None:
-        """One that is held or failed may be learned. Raises Conflict for any other."""
+        """One that is held or failed may be learned; what was held is not checked again. Raises Conflict for any other."""
         with self.transaction():
             known = self.arrival(key)
             if known.status not in ("held", "failed"):
                 raise Conflict(f"arrival {key} is {known.status}: only one that is held or failed can be released")
-            self._connection.execute("UPDATE inbox SET status = 'pending', reason = '', attempts = 0, not_before = 0 WHERE id = ?", (key,))
+            statement = """UPDATE inbox SET released = status = 'held', status = 'pending', reason = '', attempts = 0, not_before = 0
+                WHERE id = ?"""
+            self._connection.execute(statement, (key,))
 
     def drop(self, key: str) -> None:
         """Take out an arrival with its content. Raises Conflict while it is being learned."""

@@ -8,6 +8,9 @@ from typing import Any
 
 from retain.workspace.records import UpdateRecord
 
+EVENTS = "worker.jsonl"
+"""File of a workspace that the learning process writes its progress to, with titles of documents; its older half has the ending .old."""
+
 
 class _Plain:
     def to_dict(self) -> dict[str, Any]:

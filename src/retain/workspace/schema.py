@@ -111,5 +111,7 @@ INBOX = (
     "CREATE INDEX inbox_by_turn ON inbox(status, importance DESC, sequence)",
 )
 
-MIGRATIONS: list[tuple[str, ...]] = [FIRST, INBOX]
+RELEASED = ("ALTER TABLE inbox ADD COLUMN released INTEGER NOT NULL DEFAULT 0",)
+
+MIGRATIONS: list[tuple[str, ...]] = [FIRST, INBOX, RELEASED]
 """`MIGRATIONS[n]` turns version n into version n + 1; the version is SQLite's `user_version`. Each runs in one transaction."""

@@ -126,8 +126,9 @@ class Updates(Index):
     ) -> UpdateRecord:
         """Commit a forget update whose state `after` no longer holds the document, and remove all that the ledger has of it.
 
-        Goes with it: chunks, probes, study set, text, title, source and signature. States of the history since the document was first
-        learned expire: the next `store.collect(referenced_digests())` removes them and their adapters, so nothing can return to them.
+        Goes with it: chunks, probes, study set, text, title, source and signature, and the name and source that the inbox has. States of
+        the history since the document was first learned expire: the next `store.collect(referenced_digests())` removes them and their
+        adapters, so nothing can return to them.
         A checkpoint of such a state is a `Conflict`, unless `drop_checkpoints` removes it too. The document's id stays.
         """
         key = self.document(document).id
@@ -142,6 +143,9 @@ class Updates(Index):
                 self.delete_checkpoint(name)
             self._connection.executemany("UPDATE updates SET expired = 1 WHERE after = ?", [(state,) for state in tainted])
             record = self.commit_update("forget", before, after, documents=[key], certificate=certificate, mark="forgotten")
+            self._connection.execute(  # what arrived and became it: its content is gone since, its name and origin go now
+                "UPDATE inbox SET name = '', source = '' WHERE EXISTS (SELECT 1 FROM json_each(inbox.documents) WHERE value = ?)", (key,)
+            )
         if not self._connection.in_transaction:
             self._rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the removed text leaves the write-ahead log as well
         return record

@@ -7,9 +7,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 from retain.data.document import Document
 from retain.data.errors import DataError
+from retain.data.fetch import Fetched, Unreachable, fetch
 from retain.data.readers.isolated import read_isolated
 from retain.learners.base import LearnerError
 from retain.training.loop import TrainingError
@@ -17,6 +20,7 @@ from retain.workspace.continual import ContinualLM
 from retain.workspace.errors import Conflict, DiskFull, Locked
 from retain.workspace.inbox import Arrival, Leased
 from retain.workspace.reports import Event
+from retain.workspace.suspicion import suspicion
 
 LEASE = 120.0  # seconds that a lease lasts unless it is held on to
 WAIT = 30.0  # seconds before the first try again; twice as many before the next
@@ -28,12 +32,16 @@ class Worker:
     """Learns a workspace's arrivals one after another. Each is finished, tried again later, or given up with its reason; when the process
     dies, the next worker finds it again, and what was committed already is known and not learned twice.
 
-    ``tell``: hears what happens, besides the workspace's own progress.
+    ``tell``: hears what happens, besides the workspace's own progress; ``fetcher``: gets what is at a web address, where serve.fetch
+    allows that at all.
     """
 
-    def __init__(self, lm: ContinualLM, tell: Callable[[Event], None] | None = None) -> None:
+    def __init__(
+        self, lm: ContinualLM, tell: Callable[[Event], None] | None = None, fetcher: Callable[[str], Fetched] | None = None
+    ) -> None:
         self.lm, self.owner = lm, f"{socket.gethostname()}:{os.getpid()}"
         self._tell = tell or (lambda event: None)
+        self._fetch = fetcher or (lambda url: fetch(url, largest=int(lm.config.serve.body_megabytes * 2**20)))
 
     def run(self, stop: threading.Event, idle: float = 1.0) -> None:
         """Learn until ``stop`` is set, looking for arrivals every ``idle`` seconds."""
@@ -63,7 +71,7 @@ class Worker:
         except DataError as error:
             ledger.fail(one.id, self.owner, str(error))
             self._tell(Event("note", f"{one.arrival.name or one.id} cannot be learned: {error}"))
-        except (TrainingError, LearnerError, MemoryError) as error:
+        except (TrainingError, LearnerError, MemoryError, Unreachable) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             ledger.retry(one.id, self.owner, reason, WAIT * 2**one.attempts)
             self._tell(Event("note", f"{one.arrival.name or one.id} was not learned this time: {reason}"))
@@ -79,6 +87,11 @@ class Worker:
 
     def _learn(self, one: Leased) -> None:
         documents = self._read(one.arrival)
+        if self.lm.config.serve.hold_suspects and not one.released:
+            reason = suspicion(documents, self.lm.ledger.known_probes())
+            if reason:
+                self.lm.ledger.hold(one.id, self.owner, reason)
+                return self._tell(Event("note", f"{one.arrival.name or one.id} waits for somebody to look at it: {reason}"))
         updates = self.lm.learn_all(documents)
         refused = [update.reason for update in updates if update.status == "rejected"]
         keys = list(dict.fromkeys(key for update in updates for key in update.documents))
@@ -87,14 +100,20 @@ class Worker:
     def _read(self, arrival: Arrival) -> list[Document]:
         told = {"domain": arrival.domain, "importance": arrival.importance}
         if arrival.kind == "file":
-            found = read_isolated(arrival.body, arrival.name, on_note=lambda note: self._tell(Event("note", str(note))), **told)  # type: ignore[arg-type]
-            if not found:
-                raise DataError("there is nothing to learn in it", path=arrival.name)
-            return found
+            return self._parsed(arrival.body, arrival.name, told)
         if arrival.kind == "url":
-            raise DataError("addresses are not fetched", path=arrival.name)
+            if not self.lm.config.serve.fetch:
+                raise DataError("web addresses are not fetched here", path=arrival.name, fix="retain config set serve.fetch true")
+            got = self._fetch(arrival.body.decode())
+            return [replace(document, source=got.url) for document in self._parsed(got.body, got.name, told)]
         text = arrival.body.decode("utf-8", "replace")
         return [Document.from_text(text, arrival.name or None, arrival.source or "sent", **told)]  # type: ignore[arg-type]
+
+    def _parsed(self, body: bytes, name: str, told: dict[str, Any]) -> list[Document]:
+        found = read_isolated(body, name, on_note=lambda note: self._tell(Event("note", str(note))), **told)
+        if not found:
+            raise DataError("there is nothing to learn in it", path=name)
+        return found
 
     @contextmanager
     def _holding(self, one: Leased) -> Iterator[None]:

@@ -1,0 +1,71 @@
+// What was handed in and what is learned, read once for all views and again when the service says that it changed.
+
+import { call } from "./api.js";
+import { feed } from "./feed.js";
+
+const LIMIT = 200;
+const APART = 700; // milliseconds between two looks
+
+/** Tells "change" when arrivals, documents or the head of the history changed. */
+export const known = Object.assign(new EventTarget(), { arrivals: [], documents: [], adapters: [], models: [], error: null });
+
+const titles = new Map();
+let running = null;
+let again = false;
+
+/** Look again, soon; many wishes at a time are one look. */
+export function look() {
+  again = true;
+  running ??= looking().finally(() => (running = null));
+  return running;
+}
+
+async function looking() {
+  while (again) {
+    again = false;
+    try {
+      const [documents, adapters, models] = await Promise.all([
+        call(`/v1/documents?limit=${LIMIT}`), call("/v1/adapters"), call("/v1/models"),
+      ]);
+      Object.assign(known, { arrivals: documents.arrivals, documents: documents.documents, error: null });
+      Object.assign(known, { adapters: adapters.adapters, models: models.data });
+      for (const item of known.documents) titles.set(item.id, item.title);
+    } catch (error) {
+      known.error = error;
+    }
+    known.dispatchEvent(new Event("change"));
+    await new Promise((resolve) => setTimeout(resolve, APART));
+  }
+}
+
+/** A document's title, or its id where there is none. */
+export const titleOf = (id) => titles.get(id) || id;
+
+/** A line about documents: all titles of a few, the first of many. */
+export function titlesOf(ids) {
+  const named = ids.slice(0, 3).map(titleOf);
+  return ids.length > 3 ? `${named.join(", ")} and ${ids.length - 3} more` : named.join(", ");
+}
+
+/** An adapter by name: the title of its document, or its own name when it has several. */
+export function adapterTitle(name) {
+  const adapter = known.adapters.find((item) => item.name === name);
+  const own = adapter?.documents.length === 1 ? titleOf(adapter.documents[0]) : "";
+  return own && own !== name ? own : name;
+}
+
+/** Learn the titles of documents that are older than what is listed. */
+export async function fetchTitles(ids) {
+  const missing = [...new Set(ids)].filter((id) => !titles.has(id)).slice(0, 30);
+  for (const id of missing) {
+    titles.set(id, "");
+    try {
+      titles.set(id, (await call(`/v1/documents/${encodeURIComponent(id)}`)).title);
+    } catch {
+      // its id has to do
+    }
+  }
+  return missing.length > 0;
+}
+
+feed.addEventListener("state", look);
