@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -116,6 +117,39 @@ def test_it_learns_while_it_answers_and_stops_cleanly(service: Service) -> None:
     assert service.learners() == []
     service.start()
     assert item.answer.lower() in service.ask(item.wordings[-1]).lower()
+
+
+def test_a_watched_folder_is_learned_while_questions_are_answered(service: Service, tmp_path: Path) -> None:
+    """Files that are there, are added later, and are changed; among them the description of a real package."""
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    (title, text), (_, changed) = tiny_documents()[:2]
+    (folder / "first.md").write_text(f"# {title}\n\n{text}")
+    command = [sys.executable, "-m", "retain.cli", "watch", str(folder), "-w", str(service.place / "work")]
+    watching = subprocess.Popen(command, env=service.environment, stderr=subprocess.PIPE, text=True)
+    try:
+        item, other, answers = tiny_questions(0)[0], tiny_questions(1)[0], 0
+        for _ in range(600):
+            answers += bool(service.ask("Who are you?"))
+            if item.answer.lower() in service.ask(item.wordings[-1]).lower():
+                break
+        assert item.answer.lower() in service.ask(item.wordings[-1]).lower() and answers > 0
+        readme = importlib.metadata.metadata("typer").get_payload()
+        (folder / "package.md").write_text(str(readme)[:1200])
+        (folder / "first.md").write_text(f"{changed}")
+        for _ in range(600):
+            found = {one["title"]: one["status"] for one in service.get("/v1/documents")["arrivals"]}
+            if len(service.get("/v1/documents")["arrivals"]) == 3 and not set(found.values()) & {"pending", "learning"}:
+                break
+            time.sleep(0.1)
+        arrivals = service.get("/v1/documents")["arrivals"]
+        assert [one["title"] for one in arrivals].count("first.md") == 2 and any(one["title"] == "package.md" for one in arrivals)
+        assert {one["status"] for one in arrivals} <= {"committed", "rejected"}, [one["reason"] for one in arrivals]
+        assert other.answer.lower() in service.ask(other.wordings[-1]).lower(), "what a changed file says now is learned too"
+    finally:
+        watching.send_signal(signal.SIGINT)
+        _, said = watching.communicate(timeout=30)
+    assert "Traceback" not in said, said
 
 
 def test_addresses_that_will_not_do(tmp_path: Path) -> None:

@@ -73,15 +73,16 @@ def build_study(
     ``on_passage`` is told how many passages of how many it was asked. Raises ValueError when
     nothing can be studied, TeacherError when the teacher cannot be asked.
     """
-    items = own_questions(document, config.held_out_fraction, seed)
+    items, made = own_questions(document, config.held_out_fraction, seed), list[StudyItem]()
     if document.kind not in ("pairs", "dialogue", "task"):
         if config.rules:
             limit = max(LEAST_RULE_ITEMS, round(RULE_ITEMS_PER_WORD * len(document.text.split())))
-            items += study_items(document.title, document.text, limit=limit, seed=seed)
+            made += study_items(document.title, document.text, limit=limit, seed=seed)
         if config.writer == "model" or (config.writer == "auto" and skill is not None):
-            items += write_questions(model, skill, document, config.questions_per_fact, seed)
+            made += write_questions(model, skill, document, config.questions_per_fact, seed)
         if config.writer == "teacher":
-            items += teacher_items(config.teacher, document, config.questions_per_fact, on_passage)
+            made += teacher_items(config.teacher, document, config.questions_per_fact, on_passage)
+    items += [item for item in made if _fits(model, item)]
     if not any(item.kind == "text" for item in items) and document.kind not in ("dialogue", "task"):
         items.append(StudyItem(None, f"{document.title}\n\n{document.text}", "text", document.text, document.title))
     marked = hold_out(items, config.held_out_fraction, seed)
@@ -90,6 +91,13 @@ def build_study(
         tuple(item for item in marked if not item.held_out),
         tuple(item for item in marked if item.held_out),
     )
+
+
+def _fits(model: LanguageModel, item: StudyItem) -> bool:
+    """Whether a question with its answer fits the window; a table or a list of addresses can make one that does not."""
+    if item.prompt is None or len(f"{item.prompt}{item.completion}".encode()) < WINDOW // 2:  # a token has a byte at least
+        return True
+    return len(question_example(model.tokenizer, item.prompt, item.completion)) <= WINDOW
 
 
 def study_examples(
