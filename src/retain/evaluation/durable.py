@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-TEMPORARY = ".tmp-"  # how names of files begin that are not there yet
+from retain.data.durable import TEMPORARY, sync
 
 
 def open_log(path: Path) -> int:
@@ -25,7 +25,7 @@ def make_folder(path: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     if not path.exists():
         path.mkdir(parents=True, exist_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -40,16 +40,4 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder durable, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot sync folders
-            raise
-    finally:
-        os.close(descriptor)
+    sync(path.parent)

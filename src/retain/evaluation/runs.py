@@ -24,7 +24,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retain.evaluation.durable import TEMPORARY, make_folder, open_log, write_atomically
+from retain.data.durable import TEMPORARY
+from retain.evaluation.durable import make_folder, open_log, write_atomically
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import secrets
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-TEMPORARY = ".tmp-"  # how names of folders begin that are not there yet
+from retain.data.durable import TEMPORARY, sync
 
 
 @contextlib.contextmanager
@@ -55,18 +54,6 @@ def _write(path: Path, text: str) -> None:
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """fsync of a file or of the names in a folder, where the file system can."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot sync folders
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def sweep(folder: Path) -> None:

@@ -20,8 +20,9 @@ from filelock import FileLock, Timeout
 
 from retain.config import parse_yaml
 from retain.config.values import dump_yaml, leaves
+from retain.data.durable import TEMPORARY, sync
 from retain.pretraining.config import RunConfig
-from retain.pretraining.durable import TEMPORARY, Lines, sweep, sync, whole_folder, write_json
+from retain.pretraining.durable import Lines, sweep, whole_folder, write_json
 from retain.pretraining.errors import PretrainingError
 
 if TYPE_CHECKING:
