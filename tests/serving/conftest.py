@@ -21,6 +21,8 @@ from retain.data.document import Document
 from retain.serving.app import create_app
 from retain.workspace.continual import ContinualLM
 
+HERE = "http://127.0.0.1"  # without tokens the service answers under names of this machine only
+
 
 @pytest.fixture(scope="module")
 def settings() -> Config:
@@ -46,7 +48,7 @@ def lm(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, settings: Conf
 
 @pytest.fixture(scope="module")
 def client(lm: ContinualLM) -> Iterator[TestClient]:
-    with TestClient(create_app(lm, ServeConfig(capacity=256))) as made:
+    with TestClient(create_app(lm, ServeConfig(capacity=256)), base_url=HERE) as made:
         yield made
 
 
@@ -57,7 +59,7 @@ def fresh(tmp_path: Path, tiny_model: Any, settings: Config) -> Iterator[Callabl
 
     def make(**changes: Any) -> TestClient:
         lm = ContinualLM.open(tmp_path / "work", tiny_model, config=settings)
-        client = TestClient(create_app(lm, ServeConfig.model_validate({"capacity": 256, **changes})))
+        client = TestClient(create_app(lm, ServeConfig.model_validate({"capacity": 256, **changes})), base_url=HERE)
         open_.extend([lm, client.__enter__()])
         client.lm = lm  # type: ignore[attr-defined]
         return client

@@ -264,6 +264,6 @@ def test_what_nobody_foresaw_says_nothing(client: TestClient, lm: ContinualLM, m
         raise RuntimeError("secret path /home/me")
 
     monkeypatch.setattr(lm, "log", broken)
-    quiet = TestClient(client.app, raise_server_exceptions=False)
+    quiet = TestClient(client.app, raise_server_exceptions=False, base_url=str(client.base_url))
     response = quiet.get("/v1/updates")
     assert response.status_code == 500 and "secret" not in response.text and response.json()["error"]["type"] == "server_error"

@@ -123,7 +123,7 @@ MESSAGES = '"messages": [{"role": "user", "content": "Who?"}]'
     ],
 )
 def test_what_no_description_thinks_of(client: TestClient, path: str, body: str, status: int) -> None:
-    quiet = TestClient(client.app, raise_server_exceptions=False)
+    quiet = TestClient(client.app, raise_server_exceptions=False, base_url=str(client.base_url))
     response = quiet.post(f"/v1/{path}", content=body.encode(), headers={"content-type": "application/json"})
     assert response.status_code == status, response.text
     assert refused_in_shape(response)

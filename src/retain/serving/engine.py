@@ -160,15 +160,6 @@ class Engine:
         """Nobody reads it any more: its slot is free."""
         self._commands.put(lambda: self._leave(answering))
 
-    def ask(self, asked: Asked) -> str:
-        """The whole answer of one question."""
-        done: queue.SimpleQueue[Piece] = queue.SimpleQueue()
-        self.submit(request_of(asked), done.put)
-        parts = []
-        while (piece := done.get()).finish is None:
-            parts.append(piece.text)
-        return "".join([*parts, piece.text]).strip()
-
     def close(self) -> None:
         """End when the answers that are being written are done."""
         self._commands.put(None)

@@ -73,9 +73,10 @@ async def _events(request: Request, lm: ContinualLM, recent: int) -> AsyncIterat
 
 def state_of(lm: ContinualLM) -> dict[str, Any]:
     """What changes when something is learned."""
-    counts = lm.ledger.counts()
+    arrivals = lm.ledger.arrival_counts()
+    waiting = arrivals.get("pending", 0) + arrivals.get("learning", 0)
     return {
-        "waiting": lm.ledger.waiting(), "arrivals": lm.ledger.arrival_counts(), "documents": counts, "head": lm.ledger.head(),
+        "waiting": waiting, "arrivals": arrivals, "documents": lm.ledger.counts(), "head": lm.ledger.head(),
         "adapters": [item.name for item in lm.state.adapters],
     }  # fmt: skip
 

@@ -32,11 +32,6 @@ class Learner:
         self._thread = threading.Thread(target=self._run, name="learner", daemon=True)
         self._thread.start()
 
-    @property
-    def pid(self) -> int | None:
-        """Process number while it runs."""
-        return self._process.pid if self._process is not None and self._process.poll() is None else None
-
     def close(self) -> None:
         """Stop it; what it was learning is pending again."""
         self._stop.set()

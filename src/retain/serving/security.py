@@ -123,8 +123,7 @@ class Guard:
         """Whether host and origin are names of this machine: a page of another site that reaches loopback has others."""
         host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
         origin = headers.get("origin")
-        here = is_loopback(host) or host == "testserver"
-        return here and (origin is None or is_loopback(urlsplit(origin).hostname or ""))
+        return is_loopback(host) and (origin is None or is_loopback(urlsplit(origin).hostname or ""))
 
     def _scope(self, headers: Mapping[str, str]) -> str | None:
         """The scope of the token; every known one is compared, each in constant time."""

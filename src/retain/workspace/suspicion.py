@@ -33,7 +33,7 @@ def suspicion(documents: Sequence[Document], probes: Sequence[Probe]) -> str:
     for document in documents:
         if document.kind == "text" and (times := repeated(document.text)):
             return f"held: one phrase occurs {times} times in it, far more often than in text"
-    for document in documents:
+    for document in documents if probes else ():  # its questions need not be written where nothing is known
         if found := contradicted(document, probes):
             facts = "1 answer contradicts" if found[1] == 1 else f"{found[1]} answers contradict"
             return f"held: {facts} what was learned from {found[0]}"
