@@ -18,6 +18,7 @@ from retain.lm.loading import load_tokenizer
 from retain.pretraining import PretrainingError
 from retain.pretraining.corpus import document_tokens, held_out
 from retain.pretraining.dataset import Windows, WindowStream, prepare
+from retain.pretraining.durable import whole_folder
 from retain.pretraining.tokenizer import END, TURN, TURN_END, train_tokenizer
 
 
@@ -182,3 +183,20 @@ def test_an_existing_tokenizer(tmp_path: Path, tokenizer: Any) -> None:
     tokenizer.save_pretrained(tmp_path / "own")
     data = prepare(configured(tmp_path, tokenizer={"path": "own"}), tmp_path / "data")
     assert data.facts["vocabulary"] == 300 and data.tokenizer.get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "data"
+    with whole_folder(place) as folder:
+        (folder / "part").write_text("old")
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if (self / "part").is_file() and (self / "part").read_text() == "new":
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="no"), whole_folder(place) as folder:
+        (folder / "part").write_text("new")
+    assert (place / "part").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["data"]

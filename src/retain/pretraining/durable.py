@@ -19,7 +19,7 @@ def whole_folder(place: Path) -> Iterator[Path]:
     """A temporary folder to fill. When the block ends it is at ``place``, in place of what was there, durably; when the block fails, it is
     gone and ``place`` is as before."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    scratch = place.parent / f"{TEMPORARY}{place.name}-{secrets.token_hex(4)}"
+    scratch, old = (place.parent / f"{TEMPORARY}{place.name}-{secrets.token_hex(4)}" for _ in range(2))
     scratch.mkdir()
     try:
         yield scratch
@@ -27,11 +27,12 @@ def whole_folder(place: Path) -> Iterator[Path]:
             for name in names:
                 sync(Path(folder) / name)
             sync(Path(folder))
-        old = place.parent / f"{TEMPORARY}{place.name}-{secrets.token_hex(4)}"
         if place.exists():
             place.rename(old)
         scratch.rename(place)
     except BaseException:
+        if old.exists():
+            old.rename(place)
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     sync(place.parent)
