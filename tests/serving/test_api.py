@@ -136,10 +136,10 @@ def test_a_document_from_sending_to_forgetting(fresh: Fresh) -> None:
     metrics = client.get("/metrics").text
     assert 'retain_documents{status="forgotten"} 1' in metrics and "retain_completion_tokens_total" in metrics
     for method, path in (
-        ("get", "/v1/documents/a0"),
-        ("get", "/v1/updates/u0"),
-        ("delete", "/v1/documents/d0"),
-        ("post", "/v1/updates/u0/revert"),
+        ("get", "/v1/documents/a-none"),
+        ("get", "/v1/updates/u-none"),
+        ("delete", "/v1/documents/d-none"),
+        ("post", "/v1/updates/u-none/revert"),
     ):
         assert getattr(client, method)(path).status_code == 404
 
