@@ -151,7 +151,7 @@ def main() -> None:
     narrow = load_model("smollm2-135m-instruct", threads=1)
     assert isinstance(model, DecoderLM) and isinstance(narrow, DecoderLM)
     known = random_adapters(model)
-    compose = Composer(model.dtype)
+    compose, compose_narrow = Composer(model.dtype), Composer(model.dtype, eight_bits=True)
     prompts = [
         model.tokenizer(" ".join(text.split()[: 12 + 4 * number])).input_ids
         for number, text in zip(range(CLIENTS), load_control().texts, strict=False)
@@ -170,13 +170,13 @@ def main() -> None:
         "transformers float32": lambda: wide(prompts[:1], [None], options.tokens),
         f"transformers {own}": lambda: same(prompts[:1], [None], options.tokens),
         f"retain {own}": lambda: batched(model, prompts[:1], [None], options.tokens, compose),
-        "retain eight bits": lambda: batched(narrow, prompts[:1], [None], options.tokens, compose),
+        "retain eight bits": lambda: batched(narrow, prompts[:1], [None], options.tokens, compose_narrow),
     }
     eight: dict[str, Callable[[], int]] = {
         "peft float32": lambda: mixed_wide(prompts, keys, options.tokens),
         f"peft {own}": lambda: mixed(prompts, keys, options.tokens),
         f"retain {own}": lambda: batched(model, prompts, active, options.tokens, compose),
-        "retain eight bits": lambda: batched(narrow, prompts, active, options.tokens, compose),
+        "retain eight bits": lambda: batched(narrow, prompts, active, options.tokens, compose_narrow),
     }
     record: dict[str, Any] = {"benchmark": "decoding", "model": model.name, "precision": own, "tokens": options.tokens}
     for name, arms in (("one client", one), ("eight clients, four adapters", eight)):

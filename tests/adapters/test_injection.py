@@ -149,6 +149,22 @@ def test_an_adapter_is_checked_and_addressed_by_its_content() -> None:
     assert inject([], torch.float32) is None
 
 
+@pytest.mark.parametrize("targets", [["k_proj"], ["q_proj", "v_proj"], ["up_proj", "o_proj"], ["q_proj", "k_proj", "v_proj", "down_proj"]])
+def test_factors_in_eight_bits_do_the_same_nearly(targets: list[str]) -> None:
+    """For few tokens, row by row; many tokens take the factors as they are."""
+    model = llama()
+    first, second = (lora(model, number, sites=select_sites(model, targets=targets)) for number in (1, 2))
+    active = [(first, [1.0, 0.0, 0.5]), (second, [0.0, 0.0, 2.0])]
+    for packed, near in ((Packed.of([[5, 9], [7], [31, 2, 8]]), 0.02), (Packed.of([[5, 9] * 8, [7], [31] * 20]), 1e-4)):
+        with torch.no_grad():
+            plain = model.hidden(packed)
+            exact, rounded = (model.hidden(packed, inject(active, torch.float32, eight_bits=narrow)) for narrow in (False, True))
+        changed = packed.rows != 1
+        assert torch.equal(rounded[~changed], plain[~changed])
+        assert float((rounded - exact)[changed].norm() / (exact - plain)[changed].norm()) < near
+        assert torch.equal(rounded, exact) is False or near < 0.01
+
+
 def test_rows_that_come_and_go_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
     known = {name: lora(model, number) for number, name in enumerate("abc")}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from retain.adapters.adapter import LORA_A, LORA_B, Adapter
 from retain.adapters.blocks import BLOCK_KINDS, at_site
+from retain.lm.quantised import FEW, EightBits, product
 
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -65,10 +66,12 @@ class Part:
 
 class AdapterInjection:
     """Calls as the protocol :class:`retain.lm.model.Injection` asks. ``applied``: the sites that were reached. ``change``: what happens to
-    the inputs of the adapters, such as dropout."""
+    the inputs of the adapters, such as dropout. ``eight_bits``: frozen factors of LoRA become :class:`retain.lm.quantised.EightBits`."""
 
-    def __init__(self, parts: Sequence[Part], dtype: torch.dtype, change: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.parts, self.dtype, self.change = tuple(parts), dtype, change
+    def __init__(
+        self, parts: Sequence[Part], dtype: torch.dtype, change: Callable[[Tensor], Tensor] | None = None, eight_bits: bool = False
+    ) -> None:
+        self.parts, self.dtype, self.change, self.eight_bits = tuple(parts), dtype, change, eight_bits
         self._low_rank = tuple(part for part in self.parts if part.kind == "lora")
         self._beside: dict[str, list[Part]] = {}
         for part in self.parts:
@@ -77,8 +80,8 @@ class AdapterInjection:
         self.applied: set[str] = set()
         self.by_row = any(isinstance(part.weight, Tensor) for part in self.parts)
         self._known = frozenset().union(*(part.sites for part in self._low_rank))
-        self._compiled: dict[tuple[str, ...], _Product | None] = {}
-        self._row_weights: dict[tuple[int, ...], Tensor] = {}
+        self._compiled: dict[tuple[str, ...], _Product | _EightBitProduct | None] = {}
+        self._row_weights: dict[tuple[int, ...], _RowWeights] = {}
 
     def __call__(self, sites: tuple[str, ...], x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         if beside := self._beside.get(sites[0]):
@@ -103,12 +106,8 @@ class AdapterInjection:
         layers = [group for group in self._alike(sites) if group == sites or (self._shapes(group) == self._shapes(sites))]
         widths = _widths([self._width(site) for site in sites], y.shape[-1])
         a: list[Tensor] = []
-        b: list[Tensor] = []
+        b: list[Tensor | None] = []
         owners: list[int] = []
-        total = sum(
-            self._low_rank[number].tensors[site + LORA_A].shape[0] for site, here in zip(sites, active, strict=True) for number in here
-        )
-        offset = 0
         for place, here in enumerate(active):
             columns = []
             for number in here:
@@ -117,16 +116,19 @@ class AdapterInjection:
                 a.append(block_a)
                 columns.append(block_b)
                 owners += [number] * block_a.shape[1]
-            rank = sum(column.shape[2] for column in columns)
-            block = _joined(columns, 2) if columns else y.new_zeros((len(layers), widths[place], 0), dtype=self.dtype)
-            b.append(F.pad(block, (offset, total - offset - rank)) if rank < total else block)
-            offset += rank
+            b.append(_joined(columns, 2) if columns else None)
         by_row = self._by_row(tuple(owners))
-        for group, down, up in zip(layers, _joined(a, 1).unbind(), _joined(b, 1).unbind(), strict=True):
-            self._compiled[group] = _Product(down.t(), up.t(), tuple(owners), by_row)
+        down = _joined(a, 1)
+        if self.eight_bits:
+            for layer, group in enumerate(layers):
+                up = tuple(width if block is None else EightBits(block[layer]) for block, width in zip(b, widths, strict=True))
+                self._compiled[group] = _EightBitProduct(EightBits(down[layer]), up, tuple(owners), by_row)
+            return
+        for group, one, other in zip(layers, down.unbind(), _block_diagonal(b, widths, down).unbind(), strict=True):
+            self._compiled[group] = _Product(one.t(), other.t(), tuple(owners), by_row)
 
-    def _by_row(self, owners: tuple[int, ...]) -> Tensor | None:
-        """The weight of each coordinate in each row [rows, R], given the number of the part that each belongs to; None if rows agree."""
+    def _by_row(self, owners: tuple[int, ...]) -> _RowWeights | None:
+        """The weight of each coordinate in each row, given the number of the part that each belongs to; None if rows agree."""
         if not any(isinstance(part.weight, Tensor) for part in self._low_rank):
             return None
         if owners not in self._row_weights:
@@ -134,13 +136,13 @@ class AdapterInjection:
             rows = max(len(weights) for weights in own)
             table = torch.stack([weights.expand(rows) for weights in own], 1)[:, list(owners)]
             device = next(iter(self._low_rank[0].tensors.values())).device
-            self._row_weights[owners] = table.to(device, self.dtype)
+            self._row_weights[owners] = _RowWeights(table.to(device, self.dtype))
         return self._row_weights[owners]
 
     def reweighted(self, weights: Sequence[Sequence[float]]) -> AdapterInjection:
         """The same adapters with other weights by row, one list for each; what was compiled is used again. Every weight was by row."""
         parts = [replace(part, weight=torch.tensor(list(own))) for part, own in zip(self.parts, weights, strict=True)]
-        made = AdapterInjection(parts, self.dtype, self.change)
+        made = AdapterInjection(parts, self.dtype, self.change, self.eight_bits)
         made._compiled = {
             sites: product and replace(product, by_row=made._by_row(product.owners)) for sites, product in self._compiled.items()
         }
@@ -177,12 +179,39 @@ def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
+def _block_diagonal(blocks: Sequence[Tensor | None], widths: Sequence[int], like: Tensor) -> Tensor:
+    """[layers, sum of d_out, sum of r] with the blocks [layers, d_out, r] of the sites; those without any have only zeros."""
+    total, offset, rows = sum(block.shape[2] for block in blocks if block is not None), 0, []
+    for block, width in zip(blocks, widths, strict=True):
+        if block is None:
+            block = like.new_zeros(len(like), width, 0)
+        rank = block.shape[2]
+        rows.append(F.pad(block, (offset, total - offset - rank)) if rank < total else block)
+        offset += rank
+    return _joined(rows, 1)
+
+
 def _widths(known: list[int | None], width: int) -> list[int]:
     """Output widths of the sites of a group; those without an adapter follow from the others: k and v are equally wide, gate and up too."""
     if len(known) == 3:
         key = known[1] or known[2] or (width - (known[0] or 0)) // 2
         return [width - 2 * key, key, key]
     return [width // len(known)] * len(known)
+
+
+class _RowWeights:
+    """A table [rows, R] of weights; of the rows of a pass, which are the same at every site, they are looked up once."""
+
+    def __init__(self, table: Tensor) -> None:
+        self._table = table
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def of(self, rows: Tensor) -> Tensor:
+        """[T, R] for the row numbers ``rows`` [T]."""
+        last = self._last
+        if last is None or last[0] is not rows:
+            last = self._last = rows, self._table.index_select(0, rows)
+        return last[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,21 +221,40 @@ class _Product:
     a: Tensor
     b: Tensor
     owners: tuple[int, ...]
-    by_row: Tensor | None
+    by_row: _RowWeights | None
 
     def __call__(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         u = x @ self.a  # [T, R]
         if self.by_row is not None:
-            u = u * self.by_row.index_select(0, rows)
+            u = u * self.by_row.of(rows)
         return torch.addmm(y, u, self.b)
+
+
+@dataclass(frozen=True, eq=False)
+class _EightBitProduct:
+    """The same with factors in eight bits: A [R, d_in] of all sites together, and B [d_out, r] of each, or its d_out where it has none."""
+
+    a: EightBits
+    b: tuple[EightBits | int, ...]
+    owners: tuple[int, ...]
+    by_row: _RowWeights | None
+
+    def __call__(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        few = len(x) <= FEW
+        u = product(self.a, x, few)
+        if self.by_row is not None:
+            u = u * self.by_row.of(rows)
+        ranks = [0 if isinstance(b, int) else b.weight.shape[1] for b in self.b]
+        pieces = zip(self.b, u.split(ranks, 1), strict=True)
+        return y + _joined([u.new_zeros(len(u), b) if isinstance(b, int) else product(b, own.contiguous(), few) for b, own in pieces], 1)
 
 
 class Composer:
     """Injections of batches whose rows come and go: as long as the adapters in the batch are the same, nothing is compiled anew. The
-    ``kept`` sets of adapters used last stay compiled."""
+    ``kept`` sets of adapters used last stay compiled. ``eight_bits``: see :class:`AdapterInjection`."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu", kept: int = 4) -> None:
-        self.dtype, self.device, self.kept = dtype, device, kept
+    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu", kept: int = 4, eight_bits: bool = False) -> None:
+        self.dtype, self.device, self.kept, self.eight_bits = dtype, device, kept, eight_bits
         self._compiled: dict[frozenset[Adapter], tuple[list[Adapter], AdapterInjection]] = {}  # the set used last is the last
 
     def __call__(self, rows: Sequence[Sequence[tuple[Adapter, float]]]) -> AdapterInjection | None:
@@ -216,8 +264,11 @@ class Composer:
             return None
         order, known = self._compiled.pop(together, (list(together), None))
         weights = [[dict(row).get(adapter, 0.0) for row in rows] for adapter in order]
-        made = inject(list(zip(order, weights, strict=True)), self.dtype, self.device) if known is None else known.reweighted(weights)
-        assert made is not None
+        if known is None:
+            made = inject(list(zip(order, weights, strict=True)), self.dtype, self.device, self.eight_bits)
+            assert made is not None
+        else:
+            made = known.reweighted(weights)
         self._compiled[together] = order, made
         while len(self._compiled) > self.kept:
             del self._compiled[next(iter(self._compiled))]
@@ -225,18 +276,19 @@ class Composer:
 
 
 def inject(
-    adapters: Sequence[tuple[Adapter, float | Sequence[float]]], dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> AdapterInjection | None:
+    adapters: Sequence[tuple[Adapter, float | Sequence[float]]], dtype: torch.dtype, device: torch.device | str = "cpu",
+    eight_bits: bool = False,
+) -> AdapterInjection | None:  # fmt: skip
     """Compile adapters with weights: a float for the whole batch, or one weight per row (0.0 leaves the row untouched).
 
-    Returns None when there are none, so that the base runs exactly as it does alone.
+    Returns None when there are none, so that the base runs exactly as it does alone. ``eight_bits``: see :class:`AdapterInjection`.
     """
     parts = []
     for adapter, weight in adapters:
         tensors = {name: tensor.to(device) for name, tensor in adapter.tensors.items()}
         value = weight if isinstance(weight, (int, float)) else torch.tensor(list(weight), dtype=torch.float32)
         parts.append(Part(tensors, frozenset(adapter.spec.sites), adapter.spec.scale, value, adapter.spec.kind))
-    return AdapterInjection(parts, dtype) if parts else None
+    return AdapterInjection(parts, dtype, eight_bits=eight_bits) if parts else None
 
 
 def inject_trainable(

@@ -114,17 +114,22 @@ class KeyValueCache:
         self.keys[layer, packed.rows, :, packed.positions] = k
         self.values[layer, packed.rows, :, packed.positions] = v
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One new token per row: q [B, H, D], k and v [B, KV, D] -> [B, H, D]."""
-        rows = torch.arange(q.shape[0], device=q.device)
-        self.keys[layer, rows, :, self.lengths] = k
-        self.values[layer, rows, :, self.lengths] = v
+    def begin_step(self) -> None:
+        """One token of every row comes next: what is the same in all layers."""
+        rows = torch.arange(len(self.lengths), device=self.lengths.device)
         width = int(self.lengths.max()) + 1
-        keys, values = self.keys[layer, :, :, :width], self.values[layer, :, :, :width]  # [B, KV, width, D]
+        hidden = torch.arange(width, device=rows.device) > self.lengths[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self.keys.dtype, device=rows.device).masked_fill_(hidden, -math.inf)
+        self._step = rows, self.lengths.clone(), width, mask[:, None, None, :]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The step's token of every row: q [B, H, D], k and v [B, KV, D] -> [B, H, D]."""
+        rows, places, width, mask = self._step
+        keys, values = self.keys[layer], self.values[layer]  # [B, KV, capacity, D]
+        keys[rows, :, places] = k
+        values[rows, :, places] = v
         grouped = q.unflatten(1, (keys.shape[1], -1))  # [B, KV, H / KV, D]
-        visible = torch.arange(width, device=q.device)[None, :] <= self.lengths[:, None]
-        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=visible[:, None, None, :])
-        return out.flatten(1, 2)
+        return F.scaled_dot_product_attention(grouped, keys[:, :, :width], values[:, :, :width], attn_mask=mask).flatten(1, 2)
 
     def keep(self, rows: Tensor) -> Tensor:
         """Drop all but the given rows: the last move into the gaps, nothing else is copied. Returns the old numbers in the new order."""

@@ -22,7 +22,7 @@ from retain.lm.elementwise import gated, rms_norm, rotate
 from retain.lm.model import Injection, LanguageModel, LanguageModelError
 from retain.lm.packing import Packed, common_prefix
 from retain.lm.products import linear, token_loss
-from retain.lm.quantised import Int8Matrix
+from retain.lm.quantised import FEW, Quantised, product, quantised
 from retain.lm.shapes import DecoderConfig
 
 
@@ -83,8 +83,8 @@ class DecoderLM(LanguageModel):
         if not self.config.tied:
             views["lm_head.weight"] = move("lm_head.weight", self.dtype)
         self._views = views
-        self._int8: list[dict[str, Int8Matrix]] = []
-        self._int8_head: Int8Matrix | None = None
+        self._quantised: list[dict[str, Quantised]] = []
+        self._quantised_head: Quantised | None = None
         self._embedding = views["model.embed_tokens.weight"]
         self._head = views.get("lm_head.weight", self._embedding)
 
@@ -92,12 +92,13 @@ class DecoderLM(LanguageModel):
         return self._views
 
     def quantise(self) -> None:
-        """From now on compute everything that needs no gradient with matrices in eight bits (:mod:`retain.lm.quantised`), beside the
-        weights, which stay: half as much again of their memory. For answering on a CPU; raises LanguageModelError elsewhere."""
+        """From now on compute decoding steps that need no gradient with matrices in eight bits, or in four where they hold no more
+        (:mod:`retain.lm.quantised`), beside the weights, which stay: at most half as much again of their memory. For answering on a CPU;
+        raises LanguageModelError elsewhere."""
         if self.device.type != "cpu":
             raise LanguageModelError(f"eight-bit matrices are for the CPU, and {self.name} is on {self.device}")
-        self._int8 = [{key: Int8Matrix(fused[key], key == "gate_up") for key in ("qkv", "o", "gate_up", "down")} for fused in self._fused]
-        self._int8_head = Int8Matrix(self._head, False)
+        self._quantised = [{key: quantised(fused[key]) for key in ("qkv", "o", "gate_up", "down")} for fused in self._fused]
+        self._quantised_head = quantised(self._head)
 
     def save(self, directory: Path, weights: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> None:
         """Write a Hugging Face Llama (or Qwen2) checkpoint: config.json, model.safetensors, and the tokenizer where there is one.
@@ -132,13 +133,15 @@ class DecoderLM(LanguageModel):
             raise LanguageModelError(f"{int(packed.positions.max()) + 1} tokens exceed the model's context of {self.context}")
         x = self.embed(packed.tokens) if inputs is None else inputs
         rotation = (self.rotary[0][packed.positions][:, None, :], self.rotary[1][packed.positions][:, None, :])
+        if cache is not None and cache.filled:
+            cache.begin_step()
         for layer in range(start, stop):
             x = self._block(layer, x, packed, rotation, injection, cache)
         return self._norm(x, self._views["model.norm.weight"]) if stop == self.layers else x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        if self._int8_head and not torch.is_grad_enabled():
-            return self._int8_head(hidden, len(hidden) <= FEW).float()
+        if self._quantised_head and not torch.is_grad_enabled():
+            return product(self._quantised_head, hidden, len(hidden) <= FEW).float()
         return wide(linear(hidden.to(self._head.dtype), self._head))
 
     def token_loss(self, hidden: Tensor, labels: Tensor, soft: Tensor | None = None) -> Tensor:
@@ -161,8 +164,8 @@ class DecoderLM(LanguageModel):
         return rms_norm(x, weight, self.config.norm_epsilon)
 
     def _linear(self, layer: int, key: str, sites: tuple[str, ...], x: Tensor, packed: Packed, injection: Injection | None) -> Tensor:
-        if self._int8 and not torch.is_grad_enabled():
-            y = self._int8[layer][key](x, len(packed.lengths) == packed.total)
+        if self._quantised and not torch.is_grad_enabled():
+            y = product(self._quantised[layer][key], x, len(packed.lengths) == packed.total)
             y = y.add_(self._fused[layer]["bias"]) if key == "qkv" and self.config.qkv_bias else y
         else:
             y = linear(x, self._fused[layer][key], self._fused[layer].get("bias") if key == "qkv" else None)
@@ -194,7 +197,6 @@ class DecoderLM(LanguageModel):
         return x + (written if injection is None else injection((f"model.layers.{layer}.mlp",), read, written, packed.rows))
 
 
-FEW = 16  # rows of logits up to which eight-bit weights are the faster ones
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 

@@ -95,15 +95,16 @@ class Counters:
 
 class Engine:
     """``slots`` answers are written at a time, of at most ``capacity`` tokens each with its prompt; ``eight_bits``: see
-    :meth:`retain.lm.decoder.DecoderLM.quantise`."""
+    :meth:`retain.lm.decoder.DecoderLM.quantise`, and the adapters are rounded too."""
 
     def __init__(self, lm: ContinualLM, slots: int = 8, capacity: int = 2048, eight_bits: bool = False) -> None:
         self.lm, model = lm, lm.model
-        if eight_bits and isinstance(model, DecoderLM):
+        narrow = eight_bits and isinstance(model, DecoderLM)
+        if narrow:
             model.quantise()
         self._knowledge = lm.knowledge
         self._preparing = threading.Lock()  # what was learned is read and routed by one thread at a time
-        self._compose = Composer(model.dtype, model.device)
+        self._compose = Composer(model.dtype, model.device, eight_bits=narrow)
         self._make: Callable[[], Batch | OneByOne] = (
             (lambda: Batch(model, slots, capacity, self._compose)) if isinstance(model, DecoderLM) else
             (lambda: OneByOne(model, capacity, self._compose))
