@@ -98,7 +98,9 @@ def over_http(count: int) -> dict[str, float]:
         settings = Path(folder) / "user.yaml"
         settings.write_text(f"serve: {{requests_per_minute: 1000000, depth: {2 * count}}}\n")
         command = [sys.executable, "-m", "retain.cli", "serve", "-w", f"{folder}/work", "--port", str(port), "--no-learner"]
-        service = subprocess.Popen(command, env={**os.environ, "RETAIN_CONFIG": str(settings)}, stderr=subprocess.DEVNULL)
+        service = subprocess.Popen(
+            command, env={**os.environ, "RETAIN_CONFIG": str(settings)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             wait_until_up(port)
             started = time.perf_counter()

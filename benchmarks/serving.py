@@ -1,10 +1,12 @@
 """Time to the first token of the service, idle and while it learns, and its memory.
 
-    python -m benchmarks.serving [--seconds 60] [--documents 2] [--clients 2] [--eight-bits] [--out benchmarks/results/serving.json]
+    python -m benchmarks.serving [--seconds 60] [--documents 6] [--clients 4] [--eight-bits] [--out benchmarks/results/serving.json]
 
 ``retain serve`` runs with the embedded model on a fresh workspace. Clients ask general questions one after another, streamed, ten tokens
 each, first for some seconds with nothing to learn, then while documents of the stream benchmark are learned by the second process.
-Percentiles of the time to the first token of both phases, their ratio (goal: p99 at most twice), and the resident memory of both processes.
+Percentiles of the time to the first token of both phases, their ratio (goal: p99 at most twice), and the resident memory of the service and
+of its learner, minute by minute; six documents take more than ten minutes. ``grown``: by how much the last quarter of the time lies above
+the second quarter, by its medians; the first is for warming up, in which the learner loads its model and learns its first document.
 """
 
 from __future__ import annotations
@@ -73,16 +75,30 @@ def get(port: int, path: str, body: Any = None) -> Any:
     return json.load(connection.getresponse())
 
 
-def resident(pid: int) -> float:
-    """Megabytes of a process and of those that it started."""
-    found = 0.0
+def resident(pid: int) -> dict[str, float]:
+    """Megabytes of the service and of the learner that it started."""
+    found = {"service": 0.0, "learner": 0.0}
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
             values = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
         except OSError:
             continue
         if int(values.get("PPid", 0)) == pid or status.parent.name == str(pid):
-            found += int(values.get("VmRSS", "0 kB").split()[0]) / 1024
+            found["service" if status.parent.name == str(pid) else "learner"] += int(values.get("VmRSS", "0 kB").split()[0]) / 1024
+    return found
+
+
+def course(memory: list[tuple[float, dict[str, float]]]) -> dict[str, Any]:
+    """Of each process the largest memory, that of every minute (the median), and how much it grew."""
+    found: dict[str, Any] = {"together": max(sum(sizes.values()) for _, sizes in memory)}
+    for name in ("service", "learner"):
+        sizes = [values[name] for _, values in memory]
+        minutes: dict[int, list[float]] = {}
+        for moment, values in memory:
+            minutes.setdefault(int((moment - memory[0][0]) // 60), []).append(values[name])
+        quarter = len(sizes) // 4
+        grown = statistics.median(sizes[-quarter:]) - statistics.median(sizes[quarter : 2 * quarter]) if quarter else None
+        found[name] = {"largest": max(sizes), "minutes": [round(statistics.median(own)) for own in minutes.values()], "grown": grown}
     return found
 
 
@@ -97,8 +113,8 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--documents", type=int, default=2)
-    parser.add_argument("--clients", type=int, default=2)
+    parser.add_argument("--documents", type=int, default=6)
+    parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--eight-bits", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -106,14 +122,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "retain.cli", "serve", "-w", f"{folder}/work", "--port", str(port)]
         command += ["--eight-bits"] if options.eight_bits else []
-        service = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        service = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
         try:
             wait_until_up(port)
             first_token(port, "Hello")  # warm
             done = threading.Event()
             threading.Timer(options.seconds, done.set).start()
             idle = ask_until(port, options.clients, done)
-            memory = [resident(service.pid)]
+            memory = [(time.perf_counter(), resident(service.pid))]
             documents = written_stream(options.documents).documents
             for document in documents:
                 get(port, "/v1/documents", {"text": document.text, "title": document.title})
@@ -121,7 +137,7 @@ def main() -> None:
 
             def watch() -> None:
                 while get(port, "/v1/documents")["waiting"]:
-                    memory.append(resident(service.pid))
+                    memory.append((time.perf_counter(), resident(service.pid)))
                     time.sleep(1)
                 done.set()
 
@@ -138,7 +154,7 @@ def main() -> None:
     record = {
         "benchmark": "serving", "clients": options.clients, "eight_bits": options.eight_bits, "idle": summary(idle),
         "learning": summary(learning), "p99_ratio": summary(learning)["p99"] / summary(idle)["p99"], "documents": statuses,
-        "learning_seconds": took, "memory_megabytes": {"idle": memory[0], "largest": max(memory)}, "machine": machine_facts(),
+        "learning_seconds": took, "memory_megabytes": course(memory), "machine": machine_facts(),
     }  # fmt: skip
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=1) + "\n")

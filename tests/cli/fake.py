@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.data import Document
+from retain.workspace import Ledger, Store
 from retain.workspace.errors import Conflict, NotFound
 from retain.workspace.records import Checkpoint, DocumentRecord
 
@@ -89,6 +90,7 @@ class AdapterInfo(Plain):
     enabled: bool = True
     bytes_per_document: int | None = None
     learner: str = "lora"
+    serves: int = 1
 
 
 def certificate(document: str, title: str, number: int, verdict: str = "passed") -> dict[str, Any]:
@@ -146,14 +148,15 @@ class World:
 
     def open(self, workspace: Path, *, progress: Callable[[Any], None], **options: Any) -> ContinualLM:
         self.opened.append({"workspace": workspace, **options})
-        return ContinualLM(self, progress)
+        return ContinualLM(self, progress, workspace)
 
 
 class ContinualLM:
     """The methods of the contract over a World."""
 
-    def __init__(self, world: World, progress: Callable[[Any], None]) -> None:
-        self.world, self.progress = world, progress
+    def __init__(self, world: World, progress: Callable[[Any], None], workspace: Path) -> None:
+        self.world, self.progress, self.root = world, progress, workspace
+        self.ledger = Ledger.open(workspace / "ledger.db", Store(workspace))  # what is handed in needs no model
 
     def learn_all(self, paths: list[Any], **options: Any) -> list[Update]:
         self.world.calls.append(("learn_all", {"paths": paths, **options}))
@@ -259,8 +262,11 @@ class ContinualLM:
     def adapters(self) -> list[AdapterInfo]:
         return list(self.world.adapters.values())
 
-    def merge(self, names: list[str], method: str = "ties", into: str = "") -> Update:
-        self.world.calls.append(("merge", {"names": names, "method": method, "into": into}))
+    def adapter_change(self, name: str) -> float:
+        return 0.0123 if name in self.world.adapters else 0.0
+
+    def merge(self, names: list[Any], method: str = "ties", into: str = "", **options: Any) -> Update:
+        self.world.calls.append(("merge", {"names": names, "method": method, "into": into, **options}))
         return self._record("merge")
 
     def consolidate(self, domain: str | None = None) -> Update | None:
@@ -316,6 +322,7 @@ class ContinualLM:
         return {"name": "smollm2-135m-instruct", "parameters": 134_515_008, "layers": 30, "fingerprint": "d0925e1c"}
 
     def close(self) -> None:
+        self.ledger.close()
         self.world.closed += 1
 
     def _record(self, kind: str) -> Update:

@@ -62,5 +62,9 @@ def test_adapters_by_name(run: Any, world: Any) -> None:
     run("ask", "Who?")
     run("chat", "--base", input="Who?\n")
     assert [call[1]["adapters"] for call in world.calls if call[0] == "ask"] == [["law", "rules"], [], None, []]
+    run("ask", "Who?", "--adapter", "law=0.5", "--adapter", "rules")
+    assert world.calls[-1][1]["adapters"] == [("law", 0.5), "rules"]
+    wrong = run("ask", "Who?", "--adapter", "law=half")
+    assert wrong.exit_code == 2 and "law=half: behind = stands the weight of law, a number, as in law=0.5" in wrong.stderr
     refused = run("ask", "Who?", "--base", "--adapter", "law")
     assert refused.exit_code == 2 and "leave out --adapter" in refused.stderr

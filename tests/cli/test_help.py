@@ -62,10 +62,11 @@ SPELLED = {
     "config validate": "FILE",
     "config schema": "KIND --out",
     "config example": "NAME --out",
-    "serve": "--host --port --token-file --eight-bits --no-learner",
-    "work": "--once --release",
+    "serve": "--host --port --token-file --eight-bits --log --no-learner",
+    "work": "--once --release --quiet",
     "ingest": "PATH --domain --importance",
     "watch": "FOLDER --domain --importance",
+    "queue": "--status --limit",
     "doctor": "",
 }
 

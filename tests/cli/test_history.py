@@ -106,9 +106,15 @@ def test_verify(run: Any, world: Any) -> None:
     assert json.loads(run("verify", "--json").stdout)["ok"] is False
 
 
-def test_documents(run: Any, learned: list[str]) -> None:
+def records_of(run: Any) -> list[Any]:
+    return list(json.loads(run("documents", "--json").stdout))
+
+
+def test_documents(run: Any, learned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     text = run("documents").stdout
     assert "Travel policy" in text and "committed" in text and "120 tokens" in text
+    monkeypatch.setenv("COLUMNS", "400")
+    assert records_of(run)[0]["source"] in run("documents").stdout, "where it came from"
     assert run("documents", "--status", "pending").stdout == "no document is pending\n"
-    records = json.loads(run("documents", "--json").stdout)
+    records = records_of(run)
     assert records[0]["title"] == "Travel policy" and "signature" not in records[0]

@@ -25,6 +25,12 @@ def test_adapters(run: Any, world: Any, document: Path, tmp_path: Path) -> None:
     assert run("adapters", "enable", "a1").exit_code == 0 and world.adapters["a1"].enabled
     assert run("adapters", "merge", "a1", "b", "--into", "c", "--method", "linear").exit_code == 0
     assert world.calls[-1] == ("merge", {"names": ["a1", "b"], "method": "linear", "into": "c"})
+    run("adapters", "merge", "a1=2", "b", "--into", "c", "--density", "0.3", "--rank", "4")
+    assert world.calls[-1] == ("merge", {"names": [("a1", 2.0), "b"], "method": "ties", "into": "c", "density": 0.3, "rank": 4})
+    assert run("adapters", "merge", "a1=two", "b", "--into", "c").exit_code == 2
+    assert "serves" in run("adapters", "show", "a1").stdout and "1.23 %" in run("adapters", "show", "a1", "--change").stdout
+    assert json.loads(run("adapters", "show", "a1", "--change", "--json").stdout)["change"] == 0.0123
+    assert "change" not in json.loads(run("adapters", "show", "a1", "--json").stdout)
     out = tmp_path / "out"
     assert json.loads(run("adapters", "export", "a1", out, "--json").stdout) == {"adapter": "a1", "directory": str(out)}
     assert run("adapters", "import", out).exit_code == 0 and world.calls[-1] == ("import", {"directory": out, "name": "out"})

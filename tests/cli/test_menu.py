@@ -18,9 +18,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from retain.cli import compare, serving
 from retain.cli.command import add
 from retain.cli.menu import ENTRIES, menu
 from retain.lm.model import LanguageModelError
+from retain.workspace import Ledger, Store
 
 
 @pytest.fixture
@@ -78,6 +80,70 @@ def test_a_whole_visit_opens_the_workspace_once(choose: Any, world: Any, documen
     assert result.stderr.count("error: ") == 1 and "nowhere: does not exist" in result.stderr
     assert len(world.opened) == world.closed == 1
     assert [call[1].get("importance") for call in world.calls if call[0] == "learn_all"] == [0.9]
+
+
+def test_everything_that_is_wanted_of_a_menu_is_there() -> None:
+    labels = " ".join(label for label, _ in ENTRIES).lower()
+    for wanted in (
+        *("chat", "ask", "learn a document", "learn a folder", "benchmark", "forgetting", "model information", "history", "save", "load"),
+        *("list checkpoints", "compare", "configure", "serve", "hand in", "watch", "queue", "work", "back up", "restore"),
+    ):
+        assert wanted in labels, wanted
+    beginnings = [label.lower()[:6] for label, _ in ENTRIES]
+    assert len(ENTRIES) <= 26 and len(set(beginnings)) >= len(beginnings) - 6, "they fit on a screen of 24 lines"
+
+
+def test_what_is_handed_in_waits_and_what_is_held_is_released(choose: Any, workspace: Path, document: Path) -> None:
+    result = choose(
+        *(number("Queue of what was handed in"),),
+        *(number("Hand in documents"), f"'{document}'", "law", "0.9"),
+        *(number("Hand in documents"), str(document), "law", "much"),
+        *(number("Hand in documents"), "https://example.org/a", "", ""),
+        *("queue", "0"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "nothing was handed in yet" in result.stdout and "1 document waits" in result.stdout and "travel.md" in result.stdout
+    assert "'much' is not a number" in result.stderr and "serve.fetch true" in result.stderr and "1 document waiting" in result.stderr
+    with Ledger.open(workspace / "ledger.db", Store(workspace)) as ledger:
+        (waiting,) = ledger.arrivals()
+        assert (waiting.domain, waiting.importance, waiting.source) == ("law", 0.9, str(document))
+        ledger.lease("w", 60)
+        ledger.hold(waiting.id, "w", "held: looks odd")
+    result = choose(number("Queue of what was handed in"), "", "0")
+    assert "held: looks odd" in result.stdout and "it waits" not in result.stderr
+    result = choose(number("Queue of what was handed in"), waiting.id, number("Queue of what was handed in"), "0")
+    assert f"{waiting.id} waits to be learned" in result.stderr and "after all" not in result.stdout.rpartition("waits")[2]
+
+
+def test_services_are_started_with_what_was_asked(choose: Any, world: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[tuple[str, Any]] = []
+    monkeypatch.setattr(serving, "serve", lambda here, port: started.append(("serve", port)))
+    monkeypatch.setattr(serving, "watch", lambda here, folder: started.append(("watch", folder)))
+    monkeypatch.setattr(serving, "work", lambda here, once: started.append(("work", once)))
+    monkeypatch.setattr(
+        compare, "compare", lambda here, paths, questions, learners: started.append(("compare", (paths, questions, learners)))
+    )
+    result = choose(
+        *(number("Serve, API and page"), "", number("Serve, API and page"), "9000", number("Serve, API and page"), "here"),
+        *(number("Watch a folder"), str(tmp_path), number("Work, learn what was handed in")),
+        *(number("Compare ways of learning"), "a.md", "b.md", "", "q.jsonl", "lora,jitrl", "0"),
+    )
+    assert started == [
+        ("serve", 8080), ("serve", 9000), ("watch", tmp_path), ("work", True),
+        ("compare", ([Path("a.md"), Path("b.md")], Path("q.jsonl"), "lora,jitrl")),
+    ]  # fmt: skip
+    assert "'here' is not a number" in result.stderr
+
+
+def test_a_backup_and_a_workspace_from_it(choose: Any, world: Any, document: Path, tmp_path: Path) -> None:
+    result = choose(
+        *(number("Hand in documents"), str(document), "", "", number("Back up"), str(tmp_path / "work.tar")),
+        *(number("Restore a backup"), str(tmp_path / "work.tar"), str(tmp_path / "again"), "0"),
+    )
+    assert result.exit_code == 0 and "work.tar holds" in result.stdout, result.output
+    assert f"retain --workspace {tmp_path / 'again'}" in result.stderr
+    with Ledger.open(tmp_path / "again" / "ledger.db", Store(tmp_path / "again")) as ledger:
+        assert [item.name for item in ledger.arrivals()] == ["travel.md"]
 
 
 def test_an_experiment_and_its_report(choose: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

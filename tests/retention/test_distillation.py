@@ -81,6 +81,39 @@ def test_general_text_holds_the_model_near_the_base() -> None:
     assert loss_on(model, 0, params) < 1.0
 
 
+def term_at(method: Distillation, params: Params, before: Params) -> float:
+    """The term of a step with ``params`` in a task that began with ``before``."""
+    objective = objective_of(tiny_model(), params)
+    method.before_task(Task("t", table(0), objective), before)
+    term = method.loss(Batch(table(0), [], 0, objective, 1e-3), params)
+    assert term is not None
+    return float(term)
+
+
+def test_an_adapter_that_goes_on_is_held_to_itself_and_not_to_the_base() -> None:
+    """The control is the base as the teacher: it finds a divergence at the start, where nothing was changed yet, and none in the base."""
+    general = ragged(40, seed=9)
+    fresh = tiny_params(tiny_model())
+    grown = noisy(fresh)
+    assert abs(term_at(Distillation(general), grown, grown)) < 1e-4 < 0.1 < term_at(Distillation(general, teacher="base"), grown, grown)
+    assert abs(term_at(Distillation(general, teacher="base"), fresh, grown)) < 1e-4 < 0.1 < term_at(Distillation(general), fresh, grown)
+    assert term_at(Distillation(general), fresh, fresh) == pytest.approx(term_at(Distillation(general, teacher="base"), fresh, fresh), abs=1e-5)
+
+
+def test_learning_on_keeps_what_the_grown_adapter_says() -> None:
+    model, general, apart = tiny_model(), ragged(60, seed=9), ragged(20, seed=77)
+    grown = noisy(tiny_params(model))
+    moved = {}
+    for teacher in ("before", "base"):
+        params = {name: tensor.clone() for name, tensor in grown.items()}
+        learn(model, 0, params, [Distillation(general, weight=4.0, teacher=teacher)])
+        with torch.no_grad():
+            then, now = (objective_of(model, params).logits(apart, each)[0] for each in (grown, params))
+        moved[teacher] = float(kl_divergence(then, now)), drift(apart, params)
+    assert moved["before"][0] < 0.7 * moved["base"][0]  # nearer to what was said before
+    assert moved["base"][1] < 0.7 * moved["before"][1]  # nearer to the base
+
+
 def test_replayed_text_is_held_to_the_model_before_the_task() -> None:
     """The teacher there is the model that knows the earlier task, not the base."""
     model = tiny_model()

@@ -260,10 +260,9 @@ def test_adapters_that_are_loaded(client: TestClient, lm: ContinualLM, tmp_path:
 
 
 def test_what_nobody_foresaw_says_nothing(client: TestClient, lm: ContinualLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> Any:
+    def broken(limit: int) -> Any:
         raise RuntimeError("secret path /home/me")
 
-    monkeypatch.setattr(lm, "log", broken)
-    quiet = TestClient(client.app, raise_server_exceptions=False, base_url=str(client.base_url))
-    response = quiet.get("/v1/updates")
+    monkeypatch.setattr(lm.ledger, "updates", broken)
+    response = client.get("/v1/updates")
     assert response.status_code == 500 and "secret" not in response.text and response.json()["error"]["type"] == "server_error"

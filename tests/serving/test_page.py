@@ -252,6 +252,31 @@ def test_what_is_held_is_released_and_what_waits_thrown_away(visit: Open, addres
     assert inbox.waiting() == 0
 
 
+def test_long_lists_show_more_when_that_is_wanted(visit: Open, address: str, lm: ContinualLM) -> None:
+    before = len(lm.ledger.arrivals())
+    with lm.ledger.transaction():
+        taken = lm.ledger.receive([Arrival(b"waits %d" % number, name=f"Text {number}", source="import") for number in range(450)])
+    tab = visit(address)
+    go(tab, "teach")
+    more, items = tab.get_by_role("button", name="Show older ones"), tab.locator("#arrivals li")
+    more.wait_for()
+    assert items.count() == 200 and "from import" in items.first.inner_text()
+    for shown, first in ((400, "Text 249"), (450 + before, "Text 49")):
+        more.press("Enter")
+        items.nth(shown - 1).wait_for()
+        assert items.count() == shown
+        tab.wait_for_function("(title) => document.activeElement.querySelector('h3')?.textContent === title", arg=first)
+        assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", "the focus is seen"
+    more.wait_for(state="hidden")
+    key, _ = taken[0]
+    with lm.ledger.transaction():
+        for other, _ in taken[1:]:
+            lm.ledger.drop(other)
+    items.nth(1 + before).wait_for(state="detached")
+    assert items.count() == 1 + before, "an old one that is left stays in sight"
+    lm.ledger.drop(key)
+
+
 def test_the_keyboard_skips_what_stands_before(visit: Open, address: str) -> None:
     tab = visit(address)
     tab.keyboard.press("Tab")
@@ -341,6 +366,7 @@ def test_tokens(visit: Open, lm: ContinualLM, tmp_path: Path) -> None:
         tab.get_by_role("button", name="Teach this text").press("Enter")
         tab.get_by_role("alert").get_by_text("scope learn").wait_for()
         assert tab.get_by_label("Text", exact=True).input_value() == "Something.", "what was written is not lost"
+        tab.close()
         app.state.closing = True
 
 

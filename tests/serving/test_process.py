@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,19 +47,28 @@ class Service:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "retain.cli", "serve", "-w", str(self.place / "work"), "--port", str(self.port)]
-        self.process = subprocess.Popen(command, env=self.environment, stderr=subprocess.PIPE, text=True)
+        with (self.place / "out").open("a") as out, (self.place / "err").open("a") as err:
+            self.process = subprocess.Popen(command, env=self.environment, stdout=out, stderr=err)
         for _ in range(600):
             try:
                 self.get("/healthz")
                 return
             except OSError:
                 time.sleep(0.1)
-                assert self.process.poll() is None, self.process.communicate()
+                assert self.process.poll() is None, self.said()
         raise AssertionError("the service did not come up")
 
-    def get(self, path: str, body: Any = None) -> Any:
+    def said(self) -> str:
+        """What it and its learner wrote to standard error."""
+        return (self.place / "err").read_text()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What they wrote to standard output, which is JSON."""
+        return [json.loads(line) for line in (self.place / "out").read_text().splitlines()]
+
+    def get(self, path: str, body: Any = None, **headers: str) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"content-type": "application/json"})
+        asked = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"content-type": "application/json", **headers})
         with urllib.request.urlopen(asked, timeout=60) as response:
             return json.load(response)
 
@@ -88,7 +98,7 @@ def service(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Service]:
     made.process.kill()
     for pid in made.learners():
         os.kill(pid, signal.SIGKILL)
-    made.process.communicate()
+    made.process.wait()
 
 
 def test_it_learns_while_it_answers_and_stops_cleanly(service: Service) -> None:
@@ -112,8 +122,7 @@ def test_it_learns_while_it_answers_and_stops_cleanly(service: Service) -> None:
         service.get(f"/v1/documents/{key}")["documents"][0] for key in keys
     ), "each document is learned once"
     service.process.terminate()
-    _, said = service.process.communicate(timeout=60)
-    assert service.process.returncode == 0 and "nothing was lost" in said and "Traceback" not in said, said
+    assert service.process.wait(60) == 0 and "nothing was lost" in service.said() and "Traceback" not in service.said(), service.said()
     assert service.learners() == []
     service.start()
     assert item.answer.lower() in service.ask(item.wordings[-1]).lower()
@@ -150,6 +159,43 @@ def test_a_watched_folder_is_learned_while_questions_are_answered(service: Servi
         watching.send_signal(signal.SIGINT)
         _, said = watching.communicate(timeout=30)
     assert "Traceback" not in said, said
+
+
+def test_the_log_has_ids_and_no_text(service: Service) -> None:
+    """Requests, what was learned and what went wrong are told; no word of a prompt, a document, a file's name, a title or a token is."""
+    secret = "zorvexamulet"
+    (title, text), headers = tiny_documents()[0], {"Authorization": f"Bearer {secret}"}
+    learned = service.get("/v1/documents", {"text": f"{text} {secret}", "title": f"{title} {secret}", "source": secret}, **headers)["id"]
+    boundary = "x" * 20
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{secret}.pdf"'
+    form = f"{head}\r\n\r\n%PDF-{secret}\r\n--{boundary}--\r\n"
+    address = f"http://127.0.0.1:{service.port}/v1/documents"
+    sent = urllib.request.Request(address, form.encode(), {"content-type": f"multipart/form-data; boundary={boundary}"})
+    with urllib.request.urlopen(sent, timeout=60) as response:
+        broken, request = json.load(response)["id"], response.headers["x-request-id"]
+    service.wait(learned)
+    while service.status(broken) != "failed":
+        time.sleep(0.1)
+    service.ask(f"Who is {secret}?")
+    for path, body in (("/v1/chat/completions", {"messages": [{"role": "user", "content": secret * 500}]}), (f"/{secret}/{secret}", None)):
+        with pytest.raises(urllib.error.HTTPError):
+            service.get(f"{path}?{secret}={secret}", body)
+    service.process.terminate()
+    assert service.process.wait(60) == 0
+    assert secret not in (service.place / "out").read_text() and secret not in service.said(), service.said()
+    lines = service.lines()
+    requests = [line for line in lines if line["event"] == "request"]
+    assert {"time", "level", "event", "id", "method", "path", "status", "ms"} <= set(requests[0])
+    (own,) = [line for line in requests if line["id"] == request]
+    assert (own["method"], own["path"], own["status"], own["arrival"]) == ("POST", "/v1/documents", 202, broken)
+    assert {line["path"] for line in requests if line["status"] in (400, 404)} == {"/v1/chat/completions", "/*/*"}
+    told = {(line["event"], line.get("id"), line["status"]) for line in lines if line["event"] != "request"}
+    assert {("arrival", learned, "done"), ("arrival", broken, "failed")} <= told
+    (update,) = [line for line in lines if line["event"] == "update"]
+    assert update["status"] == "committed" and update["id"].startswith("u") and update["kind"] == "learn"
+    (document,) = [line for line in lines if line["event"] == "document" and line["status"] == "committed"]
+    assert document["update"] == update["id"]
+    assert [line["level"] for line in lines if line.get("id") == broken] == ["error"]
 
 
 def test_addresses_that_will_not_do(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Durable files: what a power cut, a full disk and a failing disk leave behind.
 
-Killing a process does not test fsync, because the page cache survives it. So the operations are recorded, and for every moment the files
-are rebuilt as a power cut at that moment may leave them: without what was not synced.
+The operations are recorded, and for every moment the files are rebuilt as a power cut at that moment may leave them: without what was not
+synced (benchmarks/power_cut.py).
 """
 
 from __future__ import annotations
@@ -12,115 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.power_cut import Recorder, rebuild
 
 from retain.workspace import ActiveAdapter, DiskFull, DurabilityLost, FileSystem, Ledger, State, Store, write_file
-
-
-class Recorder(FileSystem):
-    """Does everything, and remembers it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log: list[tuple[Any, ...]] = []
-
-    def create(self, path: Path) -> int:
-        descriptor = super().create(path)
-        self.log.append(("create", descriptor, path))
-        return descriptor
-
-    def write(self, descriptor: int, data: memoryview) -> int:
-        written = super().write(descriptor, data[:1000])  # short writes are allowed
-        self.log.append(("write", descriptor, bytes(data[:written])))
-        return written
-
-    def sync(self, descriptor: int) -> None:
-        self.log.append(("sync", descriptor))
-
-    def rename(self, source: Path, target: Path) -> None:
-        super().rename(source, target)
-        self.log.append(("rename", source, target))
-
-    def remove(self, path: Path) -> None:
-        super().remove(path)
-        self.log.append(("remove", path))
-
-    def make_directory(self, path: Path) -> None:
-        super().make_directory(path)
-        self.log.append(("mkdir", path))
-
-    def sync_directory(self, path: Path) -> None:
-        self.log.append(("syncdir", path))
-
-
-class WithoutFileSync(Recorder):
-    """The seeded fault: rename without fsync."""
-
-    def sync(self, descriptor: int) -> None:
-        pass
-
-
-class WithoutFolderSync(Recorder):
-    """The other one: the name is not made durable."""
-
-    def sync_directory(self, path: Path) -> None:
-        pass
-
-
-def rebuild(log: list[tuple[Any, ...]], source: Path, target: Path, chance: random.Random) -> None:
-    """Write to `target` what a power cut after `log` may leave of `source`.
-
-    Changes of a folder since its last sync happened or not, each on its own; data since a file's last sync is there, cut, zero or missing.
-    """
-    data: dict[int, bytes] = {}  # inode -> content
-    synced: dict[int, bytes] = {}
-    opened: dict[int, int] = {}  # descriptor -> inode
-    names: dict[Path, int] = {}  # as the running system sees it; -1 is a folder
-    durable: dict[Path, int] = {source: -1}
-    pending: list[tuple[Path, int | None]] = []  # name -> inode, or None for a removal
-    for operation, *arguments in log:
-        match operation, *arguments:
-            case "create", descriptor, path:
-                inode = opened[descriptor] = len(data)
-                data[inode] = b""
-                names[path] = inode
-                pending.append((path, inode))
-            case "write", descriptor, written:
-                data[opened[descriptor]] += written
-            case "sync", descriptor:
-                synced[opened[descriptor]] = data[opened[descriptor]]
-            case "rename", old, new:
-                names[new] = names.pop(old)
-                pending += [(new, names[new]), (old, None)]
-            case "remove", path:
-                names.pop(path)
-                pending.append((path, None))
-            case "mkdir", path:
-                pending.append((path, -1))
-            case "syncdir", path:
-                for name, entry in [item for item in pending if item[0].parent == path]:
-                    settle(durable, name, entry)
-                pending = [item for item in pending if item[0].parent != path]
-    for name, entry in pending:
-        if chance.random() < 0.5:
-            settle(durable, name, entry)
-    for path in sorted(durable):
-        if all(parent in durable for parent in path.parents if parent.is_relative_to(source)):
-            copy = target / path.relative_to(source)
-            inode = durable[path]
-            if inode == -1:
-                copy.mkdir(parents=True, exist_ok=True)
-            elif inode in synced and synced[inode] == data[inode]:
-                copy.write_bytes(data[inode])
-            else:
-                content = data[inode]
-                copy.write_bytes(chance.choice([b"", content[: len(content) // 2], bytes(len(content)), content]))
-
-
-def settle(durable: dict[Path, int], name: Path, entry: int | None) -> None:
-    if entry is None:
-        durable.pop(name, None)
-    else:
-        durable[name] = entry
 
 
 def losses(files: Recorder, tmp_path: Path) -> int:
@@ -146,9 +40,9 @@ def test_nothing_acknowledged_is_lost_in_a_power_cut(tmp_path: Path) -> None:
     assert losses(Recorder(), tmp_path) == 0
 
 
-@pytest.mark.parametrize("fault", [WithoutFileSync, WithoutFolderSync])
-def test_the_power_cut_test_finds_a_missing_fsync(fault: type[Recorder], tmp_path: Path) -> None:
-    assert losses(fault(), tmp_path) > 0
+@pytest.mark.parametrize("fault", ["sync", "syncdir"])
+def test_the_power_cut_test_finds_a_missing_fsync(fault: str, tmp_path: Path) -> None:
+    assert losses(Recorder(left_out=fault), tmp_path) > 0
 
 
 def test_what_a_dead_process_left_is_made_durable_before_it_is_acknowledged(tmp_path: Path) -> None:
@@ -174,6 +68,16 @@ def test_quarantine_is_durable_in_both_folders(tmp_path: Path) -> None:
     digest = store.put(b"content")
     target = store.quarantine(digest)
     assert files.log[-3:] == [("rename", store.path(digest), target), ("syncdir", target.parent), ("syncdir", store.path(digest).parent)]
+
+
+def test_what_was_collected_does_not_come_back_in_a_power_cut(tmp_path: Path) -> None:
+    files = Recorder()
+    store = Store(tmp_path / "workspace", files)
+    kept, forgotten = store.put(b"kept"), store.put(b"forgotten")
+    assert store.collect({kept}, grace=0) == [forgotten]
+    for seed in range(8):
+        rebuild(files.log, store.root, tmp_path / f"cut-{seed}", random.Random(seed))
+        assert list(Store(tmp_path / f"cut-{seed}")) == [kept]
 
 
 def test_after_a_power_cut_head_names_only_objects_that_are_there(tmp_path: Path) -> None:

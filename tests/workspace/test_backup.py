@@ -145,7 +145,10 @@ def test_damaged_archives_leave_nothing(learned: Path, tmp_path: Path) -> None:
     whole = (tmp_path / "b.tar").read_bytes()
     ends = [0, 100, 512, 1500, len(whole) // 3, len(whole) // 2, len(whole) - 11_000]
     wrong = {f"cut at {end}": whole[:end] for end in ends}
-    for place in (1536 + 5000, len(whole) // 2, len(whole) - 11_000):  # in the ledger, in an object
+    with tarfile.open(tmp_path / "b.tar") as tar:
+        starts = {member.name: member.offset_data for member in tar}
+    last_object = max(start for name, start in starts.items() if name.startswith("objects/"))
+    for place in (starts["ledger.db"] + 5000, len(whole) // 2, last_object + 20):
         wrong[f"changed at {place}"] = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
     wrong["text"] = b"not a tar at all" * 100
     for name, body in wrong.items():

@@ -103,9 +103,11 @@ def test_a_base_in_a_folder_is_found_again_and_may_move(tmp_path: Path, tiny_mod
     def answer(**options: Any) -> str:
         settings = {"model": {"precision": "float32", "cache_dir": str(tmp_path / "cache")} | options.pop("configured", {})}
         with ContinualLM.open(tmp_path / "w", config=load_config(None, settings), **options) as lm:
+            if not lm.documents():
+                assert lm.learn(_documents()[0]).status == "committed"
             return lm.ask(question.wordings[0]).text
 
-    told = answer(model=str(first))
+    told = answer(model=str(first), learner="jitrl")
     assert answer() == told
     first.rename(second)
     with pytest.raises(WorkspaceError, match="models/tiny any more"):

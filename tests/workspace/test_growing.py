@@ -12,10 +12,12 @@ from tests.tiny import tiny_documents, tiny_questions
 
 from retain.config import Config, load_config
 from retain.data.document import Document
+from retain.data.examples import text_example
 from retain.workspace import Conflict
 from retain.workspace.continual import ContinualLM
 from retain.workspace.memory import keep_memory, load_memory
 from retain.workspace.store import Store
+from retain.workspace.transaction import Attempt, train_candidate
 
 LAW, OTHER = (1, 0, 4), 3  # numbers of tests.tiny's documents, learned in two domains
 
@@ -132,3 +134,22 @@ def test_memory_survives_the_disk(tmp_path: Path) -> None:
     assert found["kl"] == {"next": 3} and found["none"] == {} and found["ewc"]["tasks"] == 2
     assert torch.equal(found["ewc"]["anchor/a.b"], memory["ewc"]["anchor/a.b"])
     assert keep_memory(store, found) == digest
+
+
+def test_kl_holds_a_grown_adapter_to_what_it_said(grown: Path, tmp_path: Path, tiny_model: Any) -> None:
+    """The first step of going on: nothing was changed yet, so nothing is held; the base as the teacher would pull at once."""
+    first: dict[str, float] = {}
+    for teacher in ("before", "base"):
+        settings = configured("kl")
+        kl = settings.retention.kl.model_copy(update={"teacher": teacher})
+        settings = settings.model_copy(update={"retention": settings.retention.model_copy(update={"kl": kl})})
+        shutil.copytree(grown, tmp_path / teacher)
+        with ContinualLM.open(tmp_path / teacher, tiny_model, config=settings) as lm:
+            start = next(item for item in lm.state.adapters if item.name == "shared-law")
+            new, *general = [text_example(tiny_model.tokenizer, tiny_documents()[number][1]) for number in (2, *LAW)]
+            candidate = train_candidate(
+                lm.knowledge, "more", "more", [new], settings, Attempt(), lm.state, lambda texts=general: texts, lambda event: None,
+                lm.knowledge.adapter(start.digest),
+            )  # fmt: skip
+            first[teacher] = candidate.report.penalties[0]
+    assert abs(first["before"]) < 1e-3 < 0.1 < first["base"], first

@@ -133,6 +133,10 @@ def test_a_learner_of_ones_own(tmp_path: Path, tiny_model: Any, settings: Config
 
         name, form, studies, injected = "whole", "document", False, False
 
+        def check(self, model: Any, config: Any) -> None:
+            if config.learn.rank == 1:
+                raise LearnerError("whole needs a rank")
+
         def learn(self, model: Any, lesson: Any, config: Any, tell: Any) -> Learned:
             return Learned(Memory(facts={"text": lesson.document.text}), {"tokens": 0})
 
@@ -148,5 +152,11 @@ def test_a_learner_of_ones_own(tmp_path: Path, tiny_model: Any, settings: Config
             register(Whole())
         with ContinualLM.open(tmp_path / "work", tiny_model, learner="whole", config=settings) as lm:
             assert lm.learn(FIRST).status == "committed" and right(lm, 0) > 0.5
+        flat = settings.model_copy(update={"learn": settings.learn.model_copy(update={"rank": 1})})
+        with ContinualLM.open(tmp_path / "other", tiny_model, learner="whole", config=flat) as lm:
+            for dry in (True, False):
+                with pytest.raises(LearnerError, match="whole needs a rank"):
+                    lm.learn(FIRST, dry_run=dry)
+            assert lm.documents() == []
     finally:
         registry._OWN.clear()

@@ -11,6 +11,7 @@ from tests.tiny import tiny_documents, tiny_questions
 
 from retain.config import load_config
 from retain.data.fetch import Fetched, Unreachable
+from retain.retention.replay import Replay
 from retain.training.loop import TrainingError
 from retain.workspace import WriterLock
 from retain.workspace import worker as module
@@ -38,8 +39,11 @@ def text(number: int, **more: Any) -> Arrival:
 
 def test_what_arrives_is_learned_once(lm: ContinualLM) -> None:
     (first, _), (second, _), (broken, _), (empty, _) = lm.ledger.receive(
-        [text(0), Arrival(text(1).body, "file", "second.md", importance=0.9), Arrival(b"%PDF-1.4", "file", "a.pdf"), Arrival(b"  \n")]
-    )
+        [
+            text(0), Arrival(text(1).body, "file", "second.md", "handbook/second.md", importance=0.9),
+            Arrival(b"%PDF-1.4", "file", "a.pdf"), Arrival(b"  \n"),
+        ]
+    )  # fmt: skip
     told: list[str] = []
     worker = Worker(lm, lambda event: told.append(event.message))
     while worker.once():
@@ -50,7 +54,7 @@ def test_what_arrives_is_learned_once(lm: ContinualLM) -> None:
     learned = lm.documents()
     assert [record.status for record in learned] == ["committed"] * 2
     assert [record.id for record in learned] == [*found[second].documents, *found[first].documents], "the important one came first"
-    assert (learned[0].source, learned[0].importance) == ("second.md", 0.9)
+    assert (learned[0].source, learned[0].importance) == ("handbook/second.md", 0.9)
     question = tiny_questions(0)[0]
     assert question.answer.lower() in lm.ask(question.wordings[-1]).text.lower()
     updates = len(lm.log())
@@ -80,6 +84,68 @@ def test_failing_is_tried_again_and_waiting_is_not_failing(lm: ContinualLM, monk
     with pytest.raises(KeyboardInterrupt):
         worker.once()
     assert lm.ledger.arrival_counts() == {"done": 1, "pending": 1}
+
+
+def test_an_error_that_nobody_expects_ends_the_process_and_not_the_queue(lm: ContinualLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bad, _), (good, _) = lm.ledger.receive([text(0, importance=0.9), text(1)])
+    learn = lm.learn_all
+
+    def fail(documents: Any, **more: Any) -> Any:
+        if documents[0].title == text(0).name:
+            raise RuntimeError("an unexpected\n shape")
+        return learn(documents, **more)
+
+    monkeypatch.setattr(lm, "learn_all", fail)
+    with pytest.raises(RuntimeError, match="unexpected"):
+        Worker(lm).once()
+    found = lm.ledger.arrival(bad)
+    assert (found.status, found.attempts, found.reason) == ("pending", 1, "an unexpected shape")
+    assert Worker(lm).once() and lm.ledger.arrival(good).status == "done", "the one that ends processes is in the way of others"
+    assert not Worker(lm).once(), "it is tried again later"
+
+
+def test_a_base_that_cannot_be_loaded_is_no_arrivals_fault(tmp_path: Path) -> None:
+    with ContinualLM.open(tmp_path / "work", str(tmp_path / "nowhere"), config=load_config(None, SETTINGS)) as lm:
+        ((key, _),) = lm.ledger.receive([text(0)])
+        for _ in range(4):
+            with pytest.raises(Exception, match="nowhere"):
+                Worker(lm).once()
+        assert (lm.ledger.arrival(key).status, lm.ledger.arrival(key).attempts) == ("pending", 0)
+
+
+def test_what_is_new_is_trained_beside_what_was_learned_before(tmp_path: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One adapter for a domain: every batch of the second arrival has examples of the first, whose answers stay; without, they go."""
+    drawn: list[list[str]] = []
+    sample = Replay.replay
+
+    def replay(self: Replay, n: int) -> list[Any]:
+        found = sample(self, n)
+        drawn.append([example.document for example in found])
+        return found
+
+    monkeypatch.setattr(Replay, "replay", replay)
+    kept = {}
+    for fraction in (0.5, 0.0):
+        sections = {
+            "learn": {**SETTINGS["learn"], "learner": "lora", "adapter_per": "domain"},
+            "study": {"writer": "none", "held_out_fraction": 0.5}, "gate": {"attempts": 1, "max_forgetting": 1.0},
+            "retention": {"replay": {"fraction": fraction}},
+        }  # fmt: skip
+        with ContinualLM.open(tmp_path / str(fraction), tiny_model, config=load_config(None, {**SETTINGS, **sections})) as lm:
+            (first, _), (second, _) = lm.ledger.receive([text(1, domain="law", importance=0.9), text(0, domain="law")])
+            worker = Worker(lm)
+            assert worker.once() and not any(drawn), "there is nothing to replay yet"
+            drawn.clear()
+            assert worker.once() and not worker.once()
+            assert [lm.ledger.arrival(key).status for key in (first, second)] == ["done"] * 2
+            assert [len(item.documents) for item in lm.state.adapters] == [2]
+            (earlier,) = lm.ledger.arrival(first).documents
+            assert all(set(batch) == ({earlier} if fraction else set()) for batch in drawn) and len(drawn) > 20
+            drawn.clear()
+            asked = tiny_questions(1)
+            answers = [lm.ask(item.wordings[-1], retrieval=False).text.lower() for item in asked]
+            kept[fraction] = sum(item.answer.lower() in answer for item, answer in zip(asked, answers, strict=True)) / len(asked)
+    assert kept[0.5] >= 0.75 and kept[0.0] <= kept[0.5] - 0.5, kept
 
 
 def test_forgetting_takes_the_arrival_along(lm: ContinualLM) -> None:

@@ -91,7 +91,7 @@ def concatenate(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapte
 def linear(adapters: Sequence[Adapter], weights: Sequence[float], *, rank: int | None = None) -> Adapter:
     """Weighted sum of the changes, truncated to ``rank`` (default: the largest of the adapters) by exact singular value decomposition."""
     _check(adapters, weights)
-    chosen = rank or max(adapter.spec.rank for adapter in adapters)
+    chosen = _rank(adapters, rank)
     factored = ((site, *_factor_product(*_stack(adapters, weights, site), chosen)) for site in _sites(adapters))
     return _refactored("linear", factored, adapters, weights, chosen, {})
 
@@ -106,7 +106,7 @@ def ties(
     """
     _check(adapters, weights)
     _share("density", density)
-    chosen = rank or max(adapter.spec.rank for adapter in adapters)
+    chosen = _rank(adapters, rank)
 
     def merged(site: str) -> Tensor:
         deltas, shares = _deltas(adapters, weights, site)
@@ -129,7 +129,7 @@ def dare(
     """
     _check(adapters, weights)
     _share("density", density)
-    chosen = rank or max(adapter.spec.rank for adapter in adapters)
+    chosen = _rank(adapters, rank)
     generator = torch.Generator().manual_seed(seed)
 
     def merged(site: str) -> Tensor:
@@ -211,6 +211,13 @@ def _check(adapters: Sequence[Adapter], weights: Sequence[float]) -> None:
 def _share(name: str, value: float) -> None:
     if not 0 < value <= 1:
         raise AdapterError(f"{name} must be above 0 and at most 1, not {value}")
+
+
+def _rank(adapters: Sequence[Adapter], wanted: int | None) -> int:
+    """The rank of a result: the one asked for, or the largest of the adapters."""
+    if wanted is not None and wanted < 1:
+        raise AdapterError(f"rank must be at least 1, not {wanted}")
+    return wanted or max(adapter.spec.rank for adapter in adapters)
 
 
 def _sites(adapters: Iterable[Adapter]) -> tuple[str, ...]:

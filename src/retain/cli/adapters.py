@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from retain.cli.command import command
+from retain.cli.command import command, flag
 from retain.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of an adapter (s
 
 @command(("retain adapters list", "all adapters"), ("retain adapters list --json", "for programs"))
 def list_adapters(here: Session) -> None:
-    """The adapters, with domain, documents, size, and size for each document."""
+    """The adapters, with domain, documents, size, and size for each document.
+
+    Serves: the documents that questions are routed to it for.
+    """
     adapters = list(here.open().adapters)
     if here.json:
         here.emit(adapters)
@@ -32,11 +35,17 @@ def list_adapters(here: Session) -> None:
     from retain.cli.output import amount, count, data_size, table
 
     titles = names(here.open())
-    figures = ("rank", "parameters", "size", "a document")
+    figures = ("serves", "rank", "parameters", "size", "a document")
     rows = table("adapter", "learned from", "domain", "learner", *figures, "in use", right=figures)
     for adapter in adapters:
         learned = Text(few([titles.get(document) or document for document in adapter.documents]) or "imported")
-        sizes = (str(adapter.rank), amount(adapter.parameters), data_size(adapter.bytes), data_size(adapter.bytes_per_document))
+        sizes = (
+            str(adapter.serves),
+            str(adapter.rank),
+            amount(adapter.parameters),
+            data_size(adapter.bytes),
+            data_size(adapter.bytes_per_document),
+        )
         in_use = Text("yes", style="green") if adapter.enabled else Text("no", style="yellow")
         rows.add_row(adapter.name, learned, adapter.domain, adapter.learner, *sizes, in_use)
     here.out.print(rows)
@@ -46,15 +55,26 @@ def list_adapters(here: Session) -> None:
         here.note(f"{count(documents, 'document')} in {count(len(used), 'adapter')}: {data_size(size / documents)} a document")
 
 
-@command(("retain adapters show travel-policy", "one adapter"))
-def show_adapter(here: Session, name: Name) -> None:
-    """One adapter: its documents, sites, size and identity."""
+@command(
+    ("retain adapters show travel-policy", "one adapter"),
+    ("retain adapters show travel-policy --change", "and how much it changes"),
+)
+def show_adapter(
+    here: Session,
+    name: Name,
+    change: Annotated[bool, flag("--change", "Also how much it changes the weights; this loads the model.")] = False,
+) -> None:
+    """One adapter: its documents, sites, size and identity.
+
+    Change: the Frobenius norm of what it adds to the weights of its sites, as a share of theirs.
+    """
     adapter = find(here, name)
+    share = here.open().adapter_change(adapter.name) if change else None
     if here.json:
-        here.emit(adapter)
+        here.emit({**adapter.to_dict(), "change": share} if change else adapter)
         return
     from retain.cli.history import names
-    from retain.cli.output import amount, data_size, facts, words
+    from retain.cli.output import amount, count, data_size, facts, percent, words
 
     titles = names(here.open())
     about = [f"{titles.get(document) or document}  ({document})" for document in adapter.documents]
@@ -64,10 +84,12 @@ def show_adapter(here: Session, name: Name) -> None:
         ("domain", Text(adapter.domain)),
         ("learner", Text(adapter.learner)),
         ("documents", Text("\n".join(about) or "none")),
+        ("serves", Text(count(adapter.serves, "document"))),
         ("rank", Text(str(adapter.rank))),
         ("sites", Text(sites(adapter.sites))),
         ("size", Text(f"{amount(adapter.parameters)} parameters, {data_size(adapter.bytes)}")),
         ("a document", Text(data_size(adapter.bytes_per_document))),
+        *([("change", Text(f"{percent(share, 2)} of the weights' norm"))] if change else []),
         ("in use", Text(words(adapter.enabled), style="green" if adapter.enabled else "yellow")),
     ]
     here.out.print(facts(rows))
@@ -76,17 +98,26 @@ def show_adapter(here: Session, name: Name) -> None:
 @command(
     ("retain adapters merge travel expenses --into rules", "two become one"),
     ("retain adapters merge a b c --into abc --method linear", "another method"),
+    ("retain adapters merge a=2 b --into ab --density 0.3", "with options"),
 )
 def merge(
     here: Session,
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Adapters to merge.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME[=WEIGHT]...", help="Adapters to merge, each with weight 1 or its own.")],
     into: Annotated[str, typer.Option(help="Name of the merged adapter.", metavar="NAME")],
     method: Annotated[str, typer.Option(help="Way of merging: concatenate, linear, ties, dare.", metavar="METHOD")] = "ties",
+    density: Annotated[
+        float | None, typer.Option(help="Share of each change that ties and dare keep (default: 0.2, 0.5).", metavar="SHARE")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Rank of the result (default: the largest; concatenate adds up).", metavar="N")
+    ] = None,
 ) -> None:
     """Merge adapters into a new one."""
     if len(names) < 2:
         raise CommandError("merging needs at least two adapters")
-    finish(here, here.open().merge(names, method=method, into=into), f"merged {', '.join(names)} into {into}")
+    options: dict[str, Any] = {name: value for name, value in (("density", density), ("rank", rank)) if value is not None}
+    made = here.open().merge([weighed(name) for name in names], method=method, into=into, **options)
+    finish(here, made, f"merged {', '.join(names)} into {into}")
 
 
 @command(("retain adapters export travel-policy out/", "a folder for peft"))
@@ -123,6 +154,17 @@ def disable(here: Session, name: Name) -> None:
     """Stop using an adapter without losing it."""
     back = f"{name} is not in use; retain adapters enable {name} takes it back"
     finish(here, here.open().disable(name), back, {"adapter": name, "enabled": False})
+
+
+def weighed(text: str) -> str | tuple[str, float]:
+    """NAME as it is, NAME=WEIGHT as a pair."""
+    name, equals, weight = text.partition("=")
+    if not equals:
+        return name
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise CommandError(f"{text}: behind = stands the weight of {name or 'an adapter'}, a number, as in {name or 'rules'}=0.5") from None
 
 
 def find(here: Session, name: str) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from retain.cli.adapters import weighed
 from retain.cli.command import command, flag
 from retain.cli.errors import CommandError
 
@@ -21,7 +22,12 @@ Temperature = Annotated[
 NoRetrieval = Annotated[bool, flag("--no-retrieval", "Answer from what was learned, without passages in the prompt.")]
 Sources = Annotated[bool, flag("--sources", "Show the passages that were used.")]
 Adapters = Annotated[
-    list[str] | None, typer.Option("--adapter", help="Answer with this adapter instead of routing; may be repeated.", metavar="NAME")
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        help="Answer with this adapter instead of routing, NAME=0.5 with a weight; may be repeated.",
+        metavar="NAME[=WEIGHT]",
+    ),
 ]
 Base = Annotated[bool, flag("--base", "Answer with the base model alone.")]
 Learner = Annotated[str | None, typer.Option(help="Answer with what this learner made alone (see retain learn).", metavar="NAME")]
@@ -34,6 +40,7 @@ _HELP = "/sources shows the passages of the last answer, /clear starts afresh, /
     ('retain ask "Who approves it?" --sources', "with the passages used"),
     ('retain ask "Who approves it?" --no-retrieval', "from the adapters alone"),
     ('retain ask "Who approves it?" --base', "from the model as it came"),
+    ('retain ask "Who approves it?" --adapter rules=0.5', "half of one adapter"),
     ('retain ask "Who approves it?" --json', "for programs"),
 )
 def ask(
@@ -123,11 +130,11 @@ def chat(
                 here.err.print(origin(last), soft_wrap=True)
 
 
-def by_name(adapters: list[str] | None, base: bool) -> list[str] | None:
-    """The adapters asked for by name; none at all for the base, None for routing."""
+def by_name(adapters: list[str] | None, base: bool) -> list[str | tuple[str, float]] | None:
+    """The adapters asked for by name, or by name and weight; none at all for the base, None for routing."""
     if base and adapters:
         raise CommandError("--base answers without any adapter: leave out --adapter, or --base")
-    return [] if base else adapters or None
+    return [] if base else [weighed(text) for text in adapters or ()] or None
 
 
 def answered(here: Session, lm: Any, question: str, **options: Any) -> Answer:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from retain.cli.session import Session
     from retain.evaluation.probes import Tell
     from retain.lm.model import LanguageModel
+    from retain.workspace.asking import Wanted
     from retain.workspace.continual import ContinualLM
     from retain.workspace.knowledge import Decision
 
@@ -27,7 +28,6 @@ Model = Annotated[str | None, typer.Option(help="Measure this base model and no 
 Out = Annotated[Path | None, typer.Option(help="Write everything, every item too, as JSON.", metavar="FILE", dir_okay=False)]
 SCORES = ("auto", "letters", "options")
 WINDOW = 512  # tokens in a passage of a text
-_TOGETHER = 48  # questions between two lines of progress
 
 
 @command(
@@ -56,22 +56,19 @@ def qa(
     if in_context and retrieval:
         raise CommandError("--in-context shows the file's passages, --retrieval those that were learned: choose one")
     writable(out)
-    from retain.evaluation import answer_questions, grade_answers, load_items, passages
+    from retain.evaluation import load_items, passages, question_answering
 
     items = load_items(file.expanduser(), limit)
-    questions = [item.question for item in items]
-    contexts = passages(items) if in_context else None
+    if in_context:
+        passages(items)  # a lack of them is told before the model is loaded
     language, lm, names = subject(here, adapter, base, model)
     arms: dict[str, Any] = {}
     with watched(here) as told:
-        answers = answer_questions(language, questions, None, contexts, tell=told("base"))
-        arms["base"] = grade_answers(items, answers, seed)
+        arms["base"] = question_answering(language, items, in_context=in_context, seed=seed, tell=told("base"))
         if lm is not None:
-            decisions = decide(here, lm, questions, names)
-            if retrieval:
-                contexts = [lm.knowledge.context(text, decision)[0] for text, decision in zip(questions, decisions, strict=True)]
-            learned = answered(lm, questions, decisions, contexts, told("learned"))
-            arms["learned"] = {**grade_answers(items, learned, seed), "routed": sum(bool(item.adapters) for item in decisions)}
+            arms["learned"] = lm.evaluate(
+                items, retrieval=retrieval, adapters=names, in_context=in_context, seed=seed, tell=told("learned")
+            )
     figures = ("contains", "em", "f1")
     facts = {"file": str(file), "n": len(items), "in_context": in_context, "retrieval": retrieval}
     result = summary(here, "qa", language, arms, figures, seed, facts)
@@ -120,7 +117,7 @@ def mc(
         base_scores = choice_scores(language, choices, None, score=way, shots=shown, tell=told("base"))
         arms["base"] = grade_choices(choices, base_scores, seed)
         if lm is not None:
-            decisions = decide(here, lm, ["\n".join([choice.question, *choice.options]) for choice in choices], names)
+            decisions = decide(lm, ["\n".join([choice.question, *choice.options]) for choice in choices], names)
             scores = list(base_scores)
             routed = [choice for choice, decision in zip(choices, decisions, strict=True) if decision.adapters]
             tell = told("learned", sum(len(choice.options) for choice in routed))
@@ -173,7 +170,7 @@ def perplexity(
     texts = draw(passages, limit, seed)
     arms: dict[str, Any] = {}
     with watched(here) as told:
-        decisions = decide(here, lm, texts, names) if lm is not None else []
+        decisions = decide(lm, texts, names) if lm is not None else []
         groups = alike(lm, decisions) if lm is not None else [(None, list(range(len(texts))))]
         tell = told("base" if lm is None else "base and learned", len(texts))
         windows = [
@@ -215,7 +212,7 @@ def predicted(losses: Sequence[float], divergences: Sequence[float], tokens: Seq
 
 def subject(
     here: Session, adapter: list[str] | None, base: bool, name: str | None
-) -> tuple[LanguageModel, ContinualLM | None, list[str] | None]:
+) -> tuple[LanguageModel, ContinualLM | None, Wanted | None]:
     """What is measured: the model; the workspace, unless the base is to be measured alone; the adapters asked for, None for routing."""
     from retain.cli.session import is_workspace
 
@@ -233,7 +230,7 @@ def subject(
                 return lm.model, None, None
             return lm.model, lm, names
         if names:
-            raise CommandError(f"there is no workspace at {place}, and so no adapter {names[0]}")
+            raise CommandError(f"there is no workspace at {place}, and so no adapter {', '.join(adapter or ())}")
         if name is None and not base:
             here.note(f"there is no workspace at {place}: the base alone is measured")
         from retain.lm.loading import load_model
@@ -242,17 +239,12 @@ def subject(
         return load_model(name or settings.name, **where, cache_dir=settings.cache_dir, threads=settings.threads), None, None
 
 
-def decide(here: Session, lm: ContinualLM, prompts: Sequence[str], names: Sequence[str] | None) -> list[Decision]:
+def decide(lm: ContinualLM, prompts: Sequence[str], names: Wanted | None) -> list[Decision]:
     """The adapters that each prompt gets: those of the given names, or those that it is routed to."""
-    from retain.cli.adapters import find
-    from retain.workspace.knowledge import Decision
+    from retain.workspace.asking import decided
 
-    state = lm.state
-    if not names:
-        return [lm.knowledge.decide(prompt, state) for prompt in prompts]
-    wanted = [find(here, name).name for name in names]
-    chosen = tuple(item for name in wanted for item in state.adapters if item.name == name)
-    return [Decision(chosen, tuple(document for item in chosen for document in item.documents))] * len(prompts)
+    knowledge, state = lm.knowledge, lm.state
+    return [decided(knowledge, state, prompt, names) for prompt in prompts]
 
 
 def alike(lm: ContinualLM, decisions: Sequence[Decision]) -> list[tuple[Any, list[int]]]:
@@ -261,23 +253,6 @@ def alike(lm: ContinualLM, decisions: Sequence[Decision]) -> list[tuple[Any, lis
     for place, decision in enumerate(decisions):
         members.setdefault((decision.key, bool(decision.documents)), []).append(place)
     return [(lm.knowledge.injection(decisions[places[0]], lm.state), places) for places in members.values()]
-
-
-def answered(
-    lm: ContinualLM, questions: Sequence[str], decisions: Sequence[Decision], contexts: Sequence[str | None] | None, tell: Tell
-) -> list[str]:
-    """The questions' answers with their adapters, those with the same adapters together."""
-    order = sorted(range(len(questions)), key=lambda place: decisions[place].key)
-    answers, tokens = [""] * len(questions), 0
-    for first in range(0, len(order), _TOGETHER):
-        part = order[first : first + _TOGETHER]
-        shown = [contexts[place] for place in part] if contexts else None
-        found = lm.knowledge.answers([questions[place] for place in part], [decisions[place] for place in part], lm.state, shown)
-        for place, text in zip(part, found, strict=True):
-            answers[place] = text
-        tokens += sum(len(lm.model.tokenizer(text or "")["input_ids"]) for text in (*(questions[place] for place in part), *(shown or ())))
-        tell(first + len(part), len(order), tokens)
-    return answers
 
 
 @contextlib.contextmanager

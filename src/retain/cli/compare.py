@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +14,13 @@ from retain.cli.errors import CommandError
 from retain.cli.experiment.options import DryRun, Model, Out, Resume, Track
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from retain.cli.session import Session
 
 _FAR = 0.01  # loss of general knowledge that is worth a colour
+_UNCUT = 1000  # columns: nothing is folded
+_LEAST = ("log-lik.", "stored", "control\nlost", "interval")  # columns that a narrow terminal goes without, the first first
 
 
 @command(
@@ -44,30 +48,38 @@ def compare(
 
     Shown are right answers, what was lost of earlier documents and of general knowledge, and what it cost.
     """
+    from retain.cli.configuration import known_names
     from retain.cli.experiment.options import load, place_of, resumable, writers_of
     from retain.cli.learning import gather, read_questions
     from retain.cli.progress import watching
     from retain.data.cleanup import clean_documents
     from retain.data.readers import read_path
     from retain.evaluation.runs import Run
-    from retain.workspace.comparison import arms_of, assign_questions, run_comparison
+    from retain.workspace.comparison import arms_of, assign_questions, lacking, run_comparison
 
+    known_names(here.config)
     arms = arms_of(learners)
     found = [document for path in gather(here, paths) if isinstance(path, Path) for document in read_path(path)]
     documents = clean_documents(found).kept
     if not documents:
         raise CommandError("nothing to learn: no document is left after clean-up (retain learn --dry-run says why)")
     asked = assign_questions(documents, read_questions(questions) or [], questions)
+    config = here.config
+    language = load(here, model or config.model.name, config.model.precision)
+    missing = lacking(arms, language, config)
+    for name, reason in missing.items():
+        here.note(f"{name} cannot learn: {reason}", "yellow")
     if dry_run:
-        plan = {"arms": arms, "documents": [document.title for document in documents], "questions": len(asked), "seeds": seeds}
+        plan = {
+            "arms": arms, "documents": [document.title for document in documents], "questions": len(asked), "seeds": seeds,
+            "cannot_learn": missing,
+        }  # fmt: skip
         if here.json:
             here.emit(plan)
             return
         here.out.print(f"{len(arms)} arms ({', '.join(arms)}), {len(documents)} documents, {len(asked)} questions, {seeds} seeds")
         here.note("dry run: nothing was learned")
         return
-    config = here.config
-    language = load(here, model or config.model.name, config.model.precision)
     recorded = {
         "documents": [{"id": document.id, "title": document.title} for document in documents], "questions": len(asked), "arms": arms,
         "seeds": seeds, "model": language.name,
@@ -91,27 +103,46 @@ def compare(
         return
     from retain.cli.experiment.tasks import finish
 
-    here.out.print(comparison_table(results))
+    here.out.print(comparison_table(results, here.out))
     finish(here, results, place)
 
 
-def comparison_table(results: Mapping[str, Any]) -> Any:
-    """One row for each arm, best first."""
-    from retain.cli.output import data_size, table
+def comparison_table(results: Mapping[str, Any], console: Console) -> Any:
+    """One row for each arm, best first. Where the console is narrow, the columns that matter least are left out; the report has all."""
+    made = _table(results["comparison"])
+    for number in range(1, len(_LEAST) + 1):
+        if console.measure(made, options=console.options.update(width=_UNCUT)).maximum <= console.width:
+            break
+        made = _table(results["comparison"], _LEAST[:number])
+    return made
 
-    rows = table("", "right", "F1", "log-lik.", "forgotten", "control lost", "learn", "answer", "stored",
-                 right=("right", "F1", "log-lik.", "forgotten", "control lost", "learn", "answer", "stored"))  # fmt: skip
-    found = results["comparison"]
-    for name in sorted(found, key=lambda arm: -found[arm]["contains"]):
-        row = found[name]
-        lost = Text(
-            "" if row["control_lost"] is None else f"{row['control_lost']:+.1%}", style="red" if (row["control_lost"] or 0) > _FAR else ""
-        )
-        low, high = row["low"], row["high"]
-        between = f" ({low:.0%} - {high:.0%})" if low == low and low is not None and high is not None else ""
-        rows.add_row(
-            Text(name), f"{row['contains']:.1%}{between}", f"{row['f1']:.2f}", f"{row['log_likelihood']:.2f}",
-            "" if row["forgetting"] is None else f"{row['forgetting']:+.1%}", lost, f"{row['learn_seconds']:.1f} s",
-            f"{row['answer_seconds']:.2f} s", data_size(row["bytes_per_document"]),
-        )  # fmt: skip
+
+def _table(found: Mapping[str, Any], without: Sequence[str] = ()) -> Any:
+    from retain.cli.output import table
+
+    cells = {name: _cells(found[name]) for name in sorted(found, key=lambda arm: -found[arm]["contains"])}
+    shown = [column for column in next(iter(cells.values())) if column not in without]
+    rows = table("", *shown, right=shown)
+    for name, row in cells.items():
+        rows.add_row(Text(name), *(row[column] for column in shown))
     return rows
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, str | Text]:
+    """What is shown of an arm, by column."""
+    from retain.cli.output import amount, data_size
+
+    low, high, lost = row["low"], row["high"], row["control_lost"]
+    return {
+        "right": f"{row['contains']:.1%}",
+        "interval": f"{low * 100:.0f} - {high:.0%}" if low == low and low is not None and high is not None else "",
+        "EM": f"{row['exact']:.1%}",
+        "F1": f"{row['f1']:.2f}",
+        "log-lik.": f"{row['log_likelihood']:.2f}",
+        "forgotten": "" if row["forgetting"] is None else f"{row['forgetting']:+.1%}",
+        "control\nlost": "" if lost is None else Text(f"{lost:+.1%}", style="red" if lost > _FAR else ""),
+        "tokens": amount(row["tokens"]),
+        "learn": f"{row['learn_seconds']:.1f} s",
+        "answer": f"{row['answer_seconds']:.2f} s",
+        "stored": data_size(row["bytes_per_document"]),
+    }

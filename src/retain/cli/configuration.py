@@ -16,7 +16,7 @@ from retain.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from retain.cli.session import Session
-    from retain.config import Setting
+    from retain.config import Config, Setting
 
 
 def complete_key(incomplete: str) -> list[tuple[str, str]]:
@@ -124,6 +124,8 @@ def validate(
     if not chosen:
         chosen = [path for path in (user_file(), workspace_file(here.config.workspace)) if path.is_file()]
     kinds = [check(file) for file in chosen]
+    if not files:
+        known_names(here.config)
     if here.json:
         here.emit({"valid": True, "files": [str(file) for file in chosen], "kinds": kinds})
         return
@@ -196,12 +198,20 @@ def write(here: Session, key: str, value: str, user: bool = False) -> Path:
     from retain.config import set_value, user_file, workspace_file
 
     path = user_file() if user or key == "workspace" else workspace_file(here.config.workspace)
-    set_value(path, key, value)
+    set_value(path, key, value, known_names)
     here.close()  # what was opened with the old configuration
     hidden = _setting(here, key)
     if hidden is not None and hidden.source not in (str(path), "default"):
         here.note(f"{key} is also set by {hidden.source}, which wins", "yellow")
     return path
+
+
+def known_names(config: Config) -> None:
+    """Raise ConfigError for a name that no learner or retention method has. These are imported, which takes a second, where one is set."""
+    if "learner" in config.learn.model_fields_set or config.retention.methods:
+        from retain.learners.checks import check_names
+
+        check_names(config)
 
 
 def _new_file(here: Session, out: Path, text: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.text import Text
@@ -64,9 +64,11 @@ def doctor(here: Session) -> None:
 
 def configuration(here: Session) -> Iterator[Check]:
     """The files, and where they lead."""
+    from retain.cli.configuration import known_names
     from retain.cli.output import home
     from retain.config import user_file, workspace_file
 
+    known_names(here.config)
     files = [home(path) for path in (user_file(), workspace_file(here.config.workspace)) if path.is_file()]
     yield Check("configuration", ", ".join(files) or "defaults")
 
@@ -112,28 +114,35 @@ def machine(here: Session) -> Iterator[Check]:
 
 
 def model(here: Session) -> Iterator[Check]:
-    """The base model's files."""
+    """The configured base model's files."""
     from retain.cli.model import size_of
     from retain.cli.output import data_size, home
     from retain.lm.embedded import NAME, embedded_path
+    from retain.lm.loading import names_a_path
 
-    name = here.config.model.name
-    if name == NAME:
+    name, another = here.config.model.name, "retain config set model.name NAME takes another; retain model list shows what is here"
+    if name.lower() == NAME and not Path(name).exists():
         place = embedded_path(here.config.model.cache_dir)
         if (place / "identity.json").exists():
             yield Check("model", f"{name}, {data_size(size_of(place))} in {home(place)}")
         else:
             yield Check("model", f"{name}, not fetched yet", "warn", "retain model pull (93 MB, once); otherwise the first use fetches it")
-    elif Path(name).expanduser().exists():
+    elif (place := Path(name).expanduser()).is_dir() and not (place / "config.json").is_file():
+        yield Check("model", f"{name}: there is no model in this folder, config.json is missing", "fail", another)
+    elif place.exists():
         yield Check("model", f"{name} (local)")
+    elif names_a_path(name):
+        yield Check("model", f"{name}: there is no such folder or file", "fail", another)
     else:
-        yield Check("model", f"{name} (hub)", "ok", "")
+        fetch = f"retain model pull {name} looks for it and fetches it; otherwise the first use does"
+        yield Check("model", f"{name}, a name of the hub, which was not asked for it", "warn", fetch)
 
 
 def workspace(here: Session) -> Iterator[Check]:
     """What was learned, what waits, and whether there is room."""
     from retain.cli.output import count, data_size, home
     from retain.cli.session import is_workspace
+    from retain.workspace.base import base_of
 
     place = here.config.workspace
     parent = next(path for path in (place, *place.absolute().parents) if path.exists())
@@ -148,12 +157,31 @@ def workspace(here: Session) -> Iterator[Check]:
         waiting = sum(record.status in ("pending", "learning") for record in documents)
         refused = sum(record.status in ("rejected", "failed") for record in documents)
         yield Check("workspace", f"{home(place)}: {count(known, 'document')} learned, {count(len(lm.log()), 'update')}")
+        yield from _base(here, base_of(lm.ledger))
         if waiting:
             yield Check("pending", count(waiting, "document"), "warn", "retain learn --pending learns what is pending")
         if refused:
             yield Check("not learned", count(refused, "document"), "warn", "retain documents says why")
     advice = "" if room else "free some space: an update is refused when its files cannot be written"
     yield Check("disk", f"{data_size(free)} free", "ok" if room else "warn", advice)
+
+
+def _base(here: Session, base: dict[str, Any]) -> Iterator[Check]:
+    """The base that what was learned belongs to."""
+    from retain.cli.output import home
+    from retain.workspace.base import file_of, other_than
+
+    if not base:
+        return
+    at, configured = base.get("place") or "", here.config.model.name
+    told = f"{base['name']} ({base['fingerprint'][:12]}){f' in {home(at)}' if at else ''}"
+    if at and not Path(at).exists() and not file_of(configured):
+        yield Check("base", f"{told}: not there any more", "fail", "retain config set model.name PATH says where it is now")
+    elif other_than(base, here.config):
+        unused = f"model.name is {configured}, which is not used here: a workspace keeps the base of what it learned"
+        yield Check("base", told, "warn", unused)
+    else:
+        yield Check("base", told)
 
 
 def versions(here: Session) -> Iterator[Check]:

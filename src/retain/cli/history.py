@@ -184,12 +184,12 @@ def documents_table(records: list[Any], width: int) -> Any:
     from retain.cli.certificates import ROOMY
     from retain.cli.output import amount, table, when
 
-    columns = ["document", "title", "domain", "importance", "size", "status", "update", "added"]
+    columns = ["document", "title", "source", "domain", "importance", "size", "status", "update", "added"]
     if width < ROOMY:
         columns = ["document", "title", "domain", "status", "update"]
     rows = table(*columns, right=("importance", "size"))
     for column in rows.columns:
-        column.no_wrap = column.header != "title"
+        column.no_wrap = column.header not in ("title", "source")
     for record in records:
         title = Text(record.title or "(forgotten)", style="" if record.title else "dim")
         if record.reason:
@@ -197,6 +197,7 @@ def documents_table(records: list[Any], width: int) -> Any:
         cells = {
             "document": record.id,
             "title": title,
+            "source": Text("" if record.source == record.title else record.source, style="dim"),
             "domain": record.domain,
             "importance": f"{record.importance:.2g}",
             "size": f"{amount(record.tokens)} tokens" if record.tokens else f"{amount(record.chars or None)} chars",

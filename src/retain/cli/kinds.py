@@ -70,9 +70,10 @@ def check(path: Path) -> str:
 
 def _read(kind: str, path: Path) -> None:
     if kind == "workspace":
-        from retain.config import read_file
+        from retain.cli.configuration import known_names
+        from retain.config import file_config
 
-        read_file(path)
+        known_names(file_config(path))
     elif kind == "train":
         from retain.multitask import load_experiment
 

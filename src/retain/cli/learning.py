@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from retain.cli.session import Session
     from retain.data import Document
     from retain.workspace.reports import Update
+
+_WEB = re.compile(r"(https?):/+(.+)", re.IGNORECASE)
 
 
 @command(
@@ -107,7 +110,8 @@ def consolidate(
     elif here.json:
         here.emit(None)
     else:
-        here.out.print(f"nothing to consolidate: {domain or 'no domain'} has fewer than two adapters to join", markup=False, soft_wrap=True)
+        reason = f"{domain} has fewer than two adapters to join" if domain else "no domain has two adapters to join"
+        here.out.print(f"nothing to consolidate: {reason}", markup=False, soft_wrap=True)
 
 
 def described(task: str, title: str | None) -> Document:
@@ -133,6 +137,9 @@ def gather(here: Session, paths: Sequence[Path], title: str | None = None) -> li
             if sys.stdin.isatty():
                 here.note("reading standard input; Ctrl-D ends it")
             found.append(Document.from_text(sys.stdin.read(), title, "standard input"))
+        elif address := _WEB.match(str(path)):  # a Path has one slash where the address had two
+            url = f"{address[1]}://{address[2]}"
+            raise CommandError(f"{url}: the service fetches web addresses: retain config set serve.fetch true, then retain ingest {url}")
         elif not path.expanduser().exists():
             read_path(path)  # raises, with the name that was meant
         else:

@@ -78,7 +78,7 @@ _COMMANDS: tuple[tuple[str, Commands], ...] = (
     ),
     (
         "Serve",
-        (("serve", serving.serve), ("work", serving.work), ("ingest", serving.ingest), ("watch", serving.watch)),
+        (("serve", serving.serve), ("work", serving.work), ("ingest", serving.ingest), ("watch", serving.watch), ("queue", serving.queue)),
     ),
     ("Measure", (("compare", compare.compare), ("report", report.report))),
     (

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 from rich.text import Text
 
-from retain.cli import adapters, asking, bench, checkpoints, configuration, experiment, history, learning, model, report
+from retain.cli import (
+    adapters,
+    asking,
+    backups,
+    bench,
+    checkpoints,
+    compare,
+    configuration,
+    experiment,
+    history,
+    learning,
+    model,
+    report,
+    serving,
+)
 from retain.cli.command import command
 from retain.cli.errors import CommandError
 from retain.cli.errors import report as tell
 from retain.cli.output import count, home
-from retain.cli.session import typed
-
-if TYPE_CHECKING:
-    from retain.cli.session import Session
+from retain.cli.session import Session, typed
 
 
 class Leave(Exception):
@@ -109,13 +120,18 @@ def _question(here: Session) -> None:
 
 def _document(here: Session) -> None:
     path = _path(_ask(here, "file"))
+    domain, importance = _about(here)
+    learning.learn(here, [path], domain=domain, importance=importance)
+
+
+def _about(here: Session) -> tuple[str, float]:
+    """Domain and importance of documents."""
     domain = _ask(here, "domain", here.config.learn.domain)
     importance = _ask(here, "importance, 0 to 1", str(here.config.learn.importance))
     try:
-        weight = float(importance)
+        return domain, float(importance)
     except ValueError:
         raise CommandError(f"{importance!r} is not a number from 0 to 1") from None
-    learning.learn(here, [path], domain=domain, importance=weight)
 
 
 def _folder(here: Session) -> None:
@@ -145,6 +161,14 @@ def _benchmark(here: Session) -> None:
     bench.qa(here, _path(_ask(here, "file of questions")))
 
 
+def _compare(here: Session) -> None:
+    documents = [_path(_ask(here, "file of a document"))]
+    while line := _ask(here, "another one, or nothing", ""):
+        documents.append(_path(line))
+    questions = _path(_ask(here, "file of questions"))
+    compare.compare(here, documents, questions, learners=_ask(here, "learners", "all"))
+
+
 def _sequence(here: Session) -> None:
     stream = _ask(here, "permuted-digits, split-digits, or a YAML file", "split-digits")
     experiment.sequence(here, stream, methods=_ask(here, "methods", "naive,ewc,er,der++,joint"))
@@ -152,6 +176,47 @@ def _sequence(here: Session) -> None:
 
 def _report(here: Session) -> None:
     report.report(here, _path(_ask(here, "directory of a run")))
+
+
+def _serve(here: Session) -> None:
+    port = _ask(here, "port", str(here.config.serve.port))
+    if not port.isdigit():
+        raise CommandError(f"{port!r} is not a number from 1 to 65535")
+    serving.serve(here, port=int(port))
+
+
+def _hand_in(here: Session) -> None:
+    line = _ask(here, "file, folder or web address")
+    domain, importance = _about(here)
+    path = line if line.startswith(("http://", "https://")) else str(_path(line))
+    serving.ingest(here, [path], domain=domain, importance=importance)
+
+
+def _watch(here: Session) -> None:
+    serving.watch(here, _path(_ask(here, "folder")))
+
+
+def _learn_waiting(here: Session) -> None:
+    serving.work(here, once=True)
+
+
+def _queue(here: Session) -> None:
+    serving.queue(here, limit=20)
+    stopped = [item for status in ("held", "failed") for item in here.open().ledger.arrivals(status, 20)]
+    if stopped and (key := _ask(here, "id of one that is held or failed, to learn it after all; or nothing", "")):
+        here.open().ledger.release(key)
+        here.note(f"{key} waits to be learned")
+
+
+def _back_up(here: Session) -> None:
+    backups.backup(here, _path(_ask(here, "file to write")))
+
+
+def _restore(here: Session) -> None:
+    file = _path(_ask(here, "file of a backup"))
+    place = _path(_ask(here, "new folder of the workspace"))
+    backups.restore(Session(place, debug=here.debug), file)
+    here.note(f"retain --workspace {place} works with it")
 
 
 def _save(here: Session) -> None:
@@ -201,6 +266,7 @@ ENTRIES: list[tuple[str, Callable[[Session], None]]] = [
     ("Revert or forget", _undo),
     ("Verify, ask the old questions again", history.verify),
     ("Benchmark", _benchmark),
+    ("Compare ways of learning", _compare),
     ("Forgetting experiment", _sequence),
     ("Report of an experiment", _report),
     ("Save a checkpoint", _save),
@@ -208,5 +274,12 @@ ENTRIES: list[tuple[str, Callable[[Session], None]]] = [
     ("List checkpoints", checkpoints.list_checkpoints),
     ("Adapters", adapters.list_adapters),
     ("Model information", model.info),
+    ("Serve, API and page", _serve),
+    ("Hand in documents", _hand_in),
+    ("Watch a folder", _watch),
+    ("Queue of what was handed in", _queue),
+    ("Work, learn what was handed in", _learn_waiting),
+    ("Back up", _back_up),
+    ("Restore a backup", _restore),
     ("Configure", _configure),
 ]

@@ -1,25 +1,30 @@
-"""`retain serve`, `work`, `ingest`, `watch`: documents that arrive are learned while questions are answered."""
+"""`retain serve`, `work`, `ingest`, `watch`, `queue`: documents that arrive are learned while questions are answered."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from retain.cli.command import command, flag
-from retain.cli.errors import CommandError
+from retain.cli.errors import CommandError, is_user_error
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from retain.cli.session import Session
-    from retain.workspace.inbox import Arrival
+    from retain.workspace.inbox import Arrival, ArrivalRecord
 
 Domain = Annotated[str | None, typer.Option(help="Domain of the documents (default: learn.domain).", metavar="NAME")]
 Importance = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="From 0 to 1; the most important are learned first.", metavar="X")]
 GROUP = 500  # arrivals in one commit
+_STYLES = {"pending": "yellow", "learning": "cyan", "done": "green", "failed": "red", "held": "magenta"}
 
 
 @command(
@@ -33,6 +38,7 @@ def serve(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on (default: serve.port).", metavar="P")] = None,
     token_file: Annotated[Path | None, typer.Option(help="Lines of a scope (read, learn, admin) and a token.", metavar="FILE")] = None,
     eight_bits: Annotated[bool, flag("--eight-bits", "Answer with weights in eight bits: faster on a CPU.")] = False,
+    log: Annotated[str | None, typer.Option(help="JSON on standard output: auto, all, problems, none.", metavar="WHAT")] = None,
     no_learner: Annotated[bool, flag("--no-learner", "Only answer; learn with `retain work`.")] = False,
 ) -> None:
     """Answer over HTTP (OpenAI's API, and a page) while what arrives is learned.
@@ -44,10 +50,8 @@ def serve(
     from retain.serving.process import check_address
     from retain.serving.process import serve as run
 
-    asked = {"host": host, "port": port, "token_file": token_file, "eight_bits": eight_bits or None}
-    settings = type(here.config.serve).model_validate(
-        here.config.serve.model_dump() | {name: value for name, value in asked.items() if value is not None}
-    )
+    asked = {"host": host, "port": port, "token_file": token_file, "eight_bits": eight_bits or None, "log": log}
+    settings = here.load_config({f"serve.{name}": value for name, value in asked.items()}).serve
     check_address(settings)
     lm = here.open(create=True)
     with here.waiting("loading the model"):
@@ -65,6 +69,7 @@ def work(
     release: Annotated[
         list[str] | None, typer.Option(help="Learn something that is held for review or was given up.", metavar="ID")
     ] = None,
+    quiet: Annotated[bool, flag("--quiet", "Name no document on the terminal, as the service runs it.")] = False,
 ) -> None:
     """Learn what arrives (`retain ingest`, the service), one after another.
 
@@ -82,7 +87,7 @@ def work(
     for key in release or ():
         lm.ledger.release(key)
     record = EventFile(lm.root)
-    with watching(here):
+    with _quietly(here) if quiet else watching(here):
         seen = here.watcher
 
         def both(event: Any) -> None:
@@ -103,6 +108,72 @@ def work(
         here.out.print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "nothing has arrived")
 
 
+@contextlib.contextmanager
+def _quietly(here: Session) -> Iterator[None]:
+    """Neither notes nor progress, and of errors that nobody foresaw their names and where they were: what they say may quote a document."""
+    import logging
+
+    from retain.serving.journal import named
+
+    here.watcher = None
+    logging.getLogger("retain").setLevel(logging.ERROR)
+    try:
+        yield
+    except Exception as error:
+        if is_user_error(error) or isinstance(error, OSError | MemoryError):
+            raise
+        found = named(error)
+        raise CommandError(f"the learner failed: {found['error']} at {', '.join(found['at'])}") from None
+
+
+@command(
+    ("retain queue", "what was handed in last"),
+    ("retain queue --status held", "what waits for somebody to look at it"),
+    ("retain queue --json", "for programs"),
+)
+def queue(
+    here: Session,
+    status: Annotated[str | None, typer.Option(help="pending, learning, done, failed or held.", metavar="STATUS")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most this many.", metavar="N")] = 50,
+) -> None:
+    """What was handed in to be learned later, the latest first, and what became of it.
+
+    `retain work --release ID` learns something that is held for review or was given up.
+    """
+    from retain.cli.output import count
+    from retain.workspace.inbox import STATUSES
+
+    if status is not None and status not in STATUSES:
+        raise typer.BadParameter(f"{status!r} is none of {', '.join(STATUSES)}", param_hint="--status")
+    ledger = here.open().ledger
+    found = ledger.arrivals(status, limit)
+    if here.json:
+        return here.emit(found)
+    if not found:
+        return here.out.print(f"nothing is {status}" if status else "nothing was handed in yet: retain ingest FILE")
+    here.out.print(_queue_table(found, here.out.width))
+    here.note(f"{count(ledger.waiting(), 'document')} waiting to be learned")
+
+
+def _queue_table(records: Sequence[ArrivalRecord], width: int) -> Table:
+    """Arrivals as a table; in a narrow terminal the columns that matter most."""
+    from retain.cli.certificates import ROOMY
+    from retain.cli.output import DASH, table, when
+
+    roomy = width >= ROOMY
+    rows = table("id", "name", "status", *(("source", "importance", "received") if roomy else ()), right=("importance",))
+    for column in rows.columns:
+        column.no_wrap = column.header not in ("name", "source")
+    for record in records:
+        name = Text(record.name or DASH)
+        if record.reason:
+            name.append(f"\n{record.reason}", style="dim")
+        source = Text("" if record.source == record.name else record.source, style="dim")
+        more = (source, f"{record.importance:.2g}", Text(when(record.received_at), style="dim")) if roomy else ()
+        rows.add_row(record.id, name, Text(record.status, style=_STYLES[record.status]), *more)
+    return rows
+
+
 @command(
     ("retain ingest notes.md report.pdf", "files, learned later"),
     ("retain ingest handbook/ --importance 0.9", "a folder, before others"),
@@ -119,6 +190,8 @@ def ingest(
 
     Returns when they are safe on the disk. What was handed in before is known by its content and not learned twice.
     """
+    from retain.cli.output import count
+
     lm = here.open(create=True)
     found, new = [], 0
     group: list[Arrival] = []
@@ -133,7 +206,8 @@ def ingest(
         here.emit([{"id": key, "new": fresh} for key, fresh in found])
     else:
         known = f", {len(found) - new} known already" if new < len(found) else ""
-        here.out.print(f"{new} documents wait to be learned{known}: retain work, or retain serve")
+        waits = "waits" if new == 1 else "wait"
+        here.out.print(f"{count(new, 'document')} {waits} to be learned{known}: retain work, or retain serve")
 
 
 @command(("retain watch inbox/", "learn what is put into a folder"))

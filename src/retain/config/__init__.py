@@ -7,7 +7,7 @@ Unknown keys are errors that name the file and the key, with a suggestion. Every
 
 from retain.config.endpoint import EndpointConfig
 from retain.config.errors import ConfigError
-from retain.config.files import load_config, read_file, save, set_value, user_file, workspace_file
+from retain.config.files import file_config, load_config, read_file, save, set_value, user_file, workspace_file
 from retain.config.schema import (
     AgemConfig,
     Config,
@@ -48,6 +48,7 @@ __all__ = [
     "StudyConfig",
     "TeacherConfig",
     "describe",
+    "file_config",
     "load_config",
     "parse_yaml",
     "read_file",

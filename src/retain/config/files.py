@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +79,23 @@ def save(config: Config, path: Path) -> None:
     _write(path, explicit(config))
 
 
-def set_value(path: Path, dotted_key: str, value: Any) -> Config:
+def file_config(path: Path) -> Config:
+    """The content of a configuration file over the defaults; its values remember the file. Raises ConfigError."""
+    return _sourced(read_file(path), path)
+
+
+def set_value(path: Path, dotted_key: str, value: Any, check: Callable[[Config], None] | None = None) -> Config:
     """Set one key in a configuration file, checked before anything is written. Text is converted ("8", "true", "null", "a,b").
 
-    Returns the file's content over the defaults. Raises ConfigError.
+    ``check``: asked with the new value alone, over the defaults; for what only the rooms above know. Returns the file's content over the
+    defaults. Raises ConfigError.
     """
     values = read_file(path)
-    merge(values, _from_pairs({dotted_key: value}, str(path)))
-    config = _validated(values, str(path))
+    given = _from_pairs({dotted_key: value}, str(path))
+    if check is not None:
+        check(_sourced(given, path))
+    merge(values, given)
+    config = _sourced(values, path)
     _write(path, values)
     return config
 
@@ -117,6 +126,13 @@ def _from_environment() -> dict[str, Any]:
         if name.startswith(ENVIRONMENT) and ("__" in key or key == "WORKSPACE"):
             merge(values, _from_pairs({key.lower().replace("__", "."): text}, f"environment variable {name}"))
     return values
+
+
+def _sourced(values: Mapping[str, Any], path: Path) -> Config:
+    """The values of a file over the defaults, which know the file."""
+    config = _validated(values, str(path))
+    config._sources.update(dict.fromkeys(leaves(values), str(path)))
+    return config
 
 
 def _validated(values: Mapping[str, Any], where: str) -> Config:

@@ -17,14 +17,17 @@ from retain.config.learners import (
     StatesConfig,
     TttConfig,
 )
-from retain.config.section import Count, Fraction, Names, NonNegative, Positive, Section, Whole
+from retain.config.section import Count, Fraction, Names, NonNegative, Positive, Section, Share, Whole
 from retain.config.serving import ServeConfig
 
 
 class ModelConfig(Section):
     """The base model and where it runs."""
 
-    name: str = Field("smollm2-135m-instruct", description="Base model: the embedded model's name, a directory, a GGUF file or a hub name")
+    name: str = Field(
+        "smollm2-135m-instruct",
+        description="Base model: the embedded model's name, a directory, a GGUF file or a hub name; a workspace keeps that of what it learned",
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format; auto takes what the device is fast in"
     )
@@ -64,7 +67,10 @@ class StudyConfig(Section):
 class LearnConfig(Section):
     """How a document is learned."""
 
-    learner: str = Field("lora", description="Way of learning a document")
+    learner: str = Field(
+        "lora",
+        description="Way of learning a document: lora, ttt, jitrl, jitrl-full, ace, doc2lora, progressive, packnet, or one of your own",
+    )
     rank: Count = Field(16, description="Rank of the adapter's matrices")
     alpha: Positive = Field(32.0, description="Scale of the adapter: its product is multiplied by alpha / rank")
     layers: Literal["all", "last-two-thirds", "last-half", "last-third", "last-quarter"] | Count = Field(
@@ -97,21 +103,27 @@ class ReplayConfig(Section):
     strategy: Literal["reservoir", "importance", "diversity", "hybrid", "balanced"] = Field(
         "hybrid", description="Which examples stay when the buffer is full"
     )
-    fraction: Fraction = Field(0.5, description="Share of a batch that is replayed")
+    fraction: Share = Field(0.5, description="Share of a batch that is replayed, below 1")
 
 
 class EwcConfig(Section):
     """Elastic weight consolidation."""
 
     strength: NonNegative = Field(1000.0, alias="lambda", description="Strength of the pull toward earlier weights")
-    gamma: Fraction = Field(1.0, description="Decay of earlier Fisher information at each task (online EWC)")
+    gamma: Fraction = Field(1.0, description="Factor on earlier Fisher information when a task is added; 1 forgets nothing")
+    form: Literal["anchors", "online"] = Field(
+        "anchors", description="What is pulled toward: the weights after every earlier task, or those after the latest (online EWC)"
+    )
 
 
 class KlConfig(Section):
     """Distillation from the model as it was before the update."""
 
-    weight: NonNegative = Field(1.0, description="Weight of the divergence from the base model")
-    general_fraction: Fraction = Field(0.25, description="Share of a batch that is general text")
+    weight: NonNegative = Field(1.0, description="Weight of the divergence from the teacher")
+    teacher: Literal["before", "base"] = Field(
+        "before", description="Whose answers to general text are kept: those from before the update, or those of the base"
+    )
+    general_fraction: Share = Field(0.25, description="Share of a batch that is general text, below 1")
 
 
 class OloraConfig(Section):
@@ -145,7 +157,7 @@ class RetentionConfig(Section):
     )
     replay: ReplayConfig = Field(default_factory=ReplayConfig, description="Rehearsal of earlier examples")
     ewc: EwcConfig = Field(default_factory=EwcConfig, description="Elastic weight consolidation")
-    kl: KlConfig = Field(default_factory=KlConfig, description="Distillation from the base model")
+    kl: KlConfig = Field(default_factory=KlConfig, description="Distillation from the model before the update")
     olora: OloraConfig = Field(default_factory=OloraConfig, description="Orthogonal adapters")
     agem: AgemConfig = Field(default_factory=AgemConfig, description="Averaged gradient episodic memory")
     derpp: DerppConfig = Field(default_factory=DerppConfig, description="Dark experience replay++")

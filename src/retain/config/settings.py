@@ -26,6 +26,11 @@ class Setting:
     source: str
 
 
+def place_of(config: Config, key: str) -> str:
+    """Where the value of a dotted key was set, for an error to begin with: a file, `environment`, `command line`, else `configuration`."""
+    return config._sources.get(key, "configuration")
+
+
 def describe(config: Config | None = None) -> list[Setting]:
     """Every key with its type, default, present value, help text and the source of the value."""
     config = config or Config()

@@ -92,6 +92,10 @@ class Learner(Protocol):
     studies: bool
     injected: bool
 
+    def check(self, model: LanguageModel, config: Config) -> None:
+        """Raise LearnerError, one line, when no document could be learned: what is needed is missing, or a setting does not fit the model.
+        Asked before anything is queued, and for a plan, so it is quick and changes nothing."""
+
     def learn(self, model: LanguageModel, lesson: Lesson, config: Config, tell: Tell) -> Learned:
         """Learn. Raises TrainingError when it had no effect, LearnerError, DataError."""
 

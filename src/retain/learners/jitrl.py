@@ -86,6 +86,9 @@ class Passages:
     studies = False
     injected = False
 
+    def check(self, model: LanguageModel, config: Config) -> None:
+        """It works with every model."""
+
     def learn(self, model: LanguageModel, lesson: Lesson, config: Config, tell: Tell) -> Learned:
         """Note the rare words of every passage. Tensors: ``tokens`` int32, the tokens of all words one after another; ``ends`` int32, where
         each word ends; ``weights`` float16; ``passage`` int32, whose word it is; ``barred`` int32, first tokens that are common by

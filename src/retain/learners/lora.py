@@ -8,15 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from retain.adapters import Adapter, AdapterSpec, new_lora, select_sites
-from retain.config import LearnConfig
+from retain.adapters import Adapter, AdapterError, AdapterSpec, new_lora, select_sites
+from retain.config import Config, LearnConfig
+from retain.config.settings import place_of
 from retain.data.examples import Example
+from retain.learners.base import LearnerError
 from retain.lm.model import LanguageModel
 from retain.retention.base import Retention, Task
 from retain.retention.consolidation import consolidate
 from retain.training.loop import Progress, TrainingReport, TrainingSettings, train
 from retain.training.objective import AdapterObjective
 
+ALL = "all-linear"
 PREFIX_BYTES = 1 << 30  # hidden states below the first trained layer are kept up to this size; many documents at once have more
 
 
@@ -39,7 +42,24 @@ def settings_of(config: LearnConfig) -> TrainingSettings:
 
 def sites_of(model: LanguageModel, config: LearnConfig) -> tuple[str, ...]:
     """The places of an adapter in the model, from the configuration."""
-    return select_sites(model, config.layers, config.targets[0] if len(config.targets) == 1 else config.targets)
+    return select_sites(model, config.layers, ALL if ALL in config.targets else config.targets)
+
+
+def check_layers(model: LanguageModel, config: Config) -> None:
+    """Raise LearnerError, with where it was set, when learn.layers counts more layers than the model has."""
+    wanted = config.learn.layers
+    if isinstance(wanted, int) and wanted > model.layers:
+        raise LearnerError(f"{place_of(config, 'learn.layers')}: learn.layers: {model.name} has {model.layers} layers, not {wanted}")
+
+
+def check_sites(model: LanguageModel, config: Config) -> None:
+    """Raise LearnerError, with where it was set, unless the model has the layers of learn.layers and in them each of learn.targets."""
+    check_layers(model, config)
+    for target in config.learn.targets or [""]:
+        try:
+            select_sites(model, config.learn.layers, target)
+        except AdapterError as error:
+            raise LearnerError(f"{place_of(config, 'learn.targets')}: learn.targets: {error}") from None
 
 
 def train_adapter(
@@ -55,7 +75,7 @@ def train_adapter(
     """
     sites = sites_of(model, config)
     params = (
-        {name: tensor.float().clone() for name, tensor in start.items()}
+        {name: start[name].float().clone() for name in sorted(start)}  # one order, kept in memory or read: sums depend on it
         if start
         else new_lora(model, sites, config.rank, config.alpha, config.seed)
     )

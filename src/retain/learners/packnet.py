@@ -20,7 +20,7 @@ from retain.adapters.peft_format import padded
 from retain.config import Config
 from retain.learners.base import Aid, Form, Learned, Lesson, Memory, Passage, Tell
 from retain.learners.chains import chain_of, cost_of, keeps_prefix, teller
-from retain.learners.lora import settings_of, sites_of
+from retain.learners.lora import check_sites, settings_of, sites_of
 from retain.lm.model import LanguageModel
 from retain.retention.base import Params, Retention, Task
 from retain.training.loop import TrainingError, train
@@ -37,6 +37,10 @@ class PackNet:
     form: Form = "chain"
     studies = True
     injected = True
+
+    def check(self, model: LanguageModel, config: Config) -> None:
+        """Raise LearnerError for layers or targets that the model does not have."""
+        check_sites(model, config)
 
     def learn(self, model: LanguageModel, lesson: Lesson, config: Config, tell: Tell) -> Learned:
         """Train, prune, train again. Raises TrainingError when it had no effect or hardly any entry is free, LearnerError where the earlier

@@ -17,7 +17,7 @@ from retain.config import Config
 from retain.data.examples import Example
 from retain.learners.base import Aid, Form, Learned, LearnerError, Lesson, Memory, Passage, Tell
 from retain.learners.chains import chain_of, cost_of, keeps_prefix, teller
-from retain.learners.lora import settings_of
+from retain.learners.lora import check_layers, settings_of
 from retain.lm.model import LanguageModel
 from retain.lm.packing import Packed
 from retain.retention.base import Params, Task
@@ -35,12 +35,15 @@ class Progressive:
     studies = True
     injected = True
 
+    def check(self, model: LanguageModel, config: Config) -> None:
+        """Raise LearnerError for layers that the model does not have, and where it has no MLP."""
+        check_layers(model, config)
+        _places(model, config)
+
     def learn(self, model: LanguageModel, lesson: Lesson, config: Config, tell: Tell) -> Learned:
         """Train the column of ``lesson.document``. Raises TrainingError when it had no effect, LearnerError where the model has no MLP
         or the earlier adapters are no columns."""
-        sites, width = column_sites(model, config.learn.layers), config.progressive.width
-        if not sites:
-            raise LearnerError(f"the model {model.name} has no MLP that a column could sit beside: use the learner lora")
+        sites, width = _places(model, config), config.progressive.width
         name, chain = lesson.document.id, chain_of(model, lesson, KIND)
         earlier = {f"{site}.{key}": tensor for site in sites for key, tensor in earlier_columns(chain, site).items()}
         params = new_column(model, sites, width, earlier, lesson.seed + len(chain))
@@ -67,6 +70,14 @@ class Progressive:
     def without(self, memory: Memory, document: str) -> Memory | None:
         """Nothing: no memory is shared."""
         return None
+
+
+def _places(model: LanguageModel, config: Config) -> tuple[str, ...]:
+    """The MLPs that get a column. Raises LearnerError where there is none."""
+    sites = column_sites(model, config.learn.layers)
+    if not sites:
+        raise LearnerError(f"the model {model.name} has no MLP that a column could sit beside: use the learner lora")
+    return sites
 
 
 class ColumnObjective(AdapterObjective):

@@ -102,6 +102,9 @@ class HiddenStates:
     studies = False
     injected = False
 
+    def check(self, model: LanguageModel, config: Config) -> None:
+        """It works with every model."""
+
     def learn(self, model: LanguageModel, lesson: Lesson, config: Config, tell: Tell) -> Learned:
         """One pass over the document and one over its questions with their answers. Tensors: ``states`` [N, width] float16, ``tokens`` [N]
         int32, ``advantages`` [N] float16, ``source`` [N] int32 (the number of the passage, ``FIRST`` or ``LATER``); with ``jitrl.dense``

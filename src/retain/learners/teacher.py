@@ -43,6 +43,15 @@ class Fact(NamedTuple):
     answer: str
 
 
+def check_teacher(config: TeacherConfig) -> None:
+    """Raise TeacherError unless the settings say how to ask the teacher, who is not asked."""
+    _api(config)
+
+
+def _api(config: TeacherConfig) -> ChatAPI:
+    return ChatAPI(config, Client("study.teacher", "the teacher", TeacherError))
+
+
 def teacher_items(
     config: TeacherConfig, document: Document, per_fact: int, on_passage: Callable[[int, int], None] | None = None
 ) -> list[StudyItem]:
@@ -53,7 +62,7 @@ def teacher_items(
     an earlier one is dropped, whatever its answer. ``on_passage`` is told, before each request, how many passages of how many were asked
     about. Raises TeacherError when a request fails for good, and when nothing usable was written.
     """
-    api, kept = ChatAPI(config, Client("study.teacher", "the teacher", TeacherError)), _Filter()
+    api, kept = _api(config), _Filter()
     answers: list[str] = []
     written = 0
     passages = list(chunks(document.text, _words, PASSAGE_WORDS))

@@ -56,6 +56,10 @@ class TestTimeTraining:
     studies = True
     injected = True
 
+    def check(self, model: LanguageModel, config: Config) -> None:
+        """Raise LearnerError for a model without gated MLPs."""
+        _places(model)
+
     def learn(self, model: LanguageModel, lesson: Lesson, config: Config, tell: Tell) -> Learned:
         """Learn a document of any length. Raises LearnerError for a model without gated MLPs, TrainingError when the loss rose or nothing
         changed, DataError for a text of less than two tokens."""
@@ -83,13 +87,17 @@ def document_tokens(model: LanguageModel, document: Document) -> Piece:
     return text_examples(model.tokenizer, f"{document.title}\n\n{document.text}", None, end=False)[0].tokens
 
 
-def find_gates(model: LanguageModel, tokens: Sequence[int], config: Config, tell: Tell) -> Gates:
-    """The neurons that learn; calibrates the base model at its first use. Raises LearnerError for a model without gated MLPs."""
+def _places(model: LanguageModel) -> tuple[str, ...]:
+    """The MLPs that get one beside them. Raises LearnerError for a model without gated MLPs."""
     try:
-        sites = dual_mlp_sites(model)
+        return dual_mlp_sites(model)
     except AdapterError as error:
         raise LearnerError(f"{error}; learn with lora instead") from error
-    ttt = config.ttt
+
+
+def find_gates(model: LanguageModel, tokens: Sequence[int], config: Config, tell: Tell) -> Gates:
+    """The neurons that learn; calibrates the base model at its first use. Raises LearnerError for a model without gated MLPs."""
+    sites, ttt = _places(model), config.ttt
     known = background(
         model, sites, ttt.calibration_samples, config.model.cache_dir,
         lambda done, total: tell(f"calibrating the gates of {model.name} (once)", done, total, {}),

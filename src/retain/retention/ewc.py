@@ -119,7 +119,7 @@ class QuadraticPull(Retention):
 
 @method(
     "ewc", paper="1612.00796", kind="penalty", summary="holds parameters in proportion to their Fisher information",
-    build=lambda config, resources: EWC(config.ewc.strength, config.ewc.gamma, seed=resources.seed),
+    build=lambda config, resources: EWC(config.ewc.strength, config.ewc.gamma, config.ewc.form, seed=resources.seed),
 )  # fmt: skip
 class EWC(QuadraticPull):
     """Elastic weight consolidation (Kirkpatrick et al., 1612.00796, equation 3): lambda / 2 * sum_i F_i (p - w_i)^2.
@@ -147,7 +147,7 @@ class EWC(QuadraticPull):
 
 @method(
     "l2", paper="1612.00796", kind="penalty", summary="holds all parameters alike: the control for ewc",
-    build=lambda config, resources: L2(gamma=config.ewc.gamma),
+    build=lambda config, resources: L2(gamma=config.ewc.gamma, form=config.ewc.form),
 )  # fmt: skip
 class L2(QuadraticPull):
     """The L2 baseline of 1612.00796 (section 2.1, figure 2): the same pull with F = 1 for every parameter."""

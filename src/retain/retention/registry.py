@@ -80,11 +80,16 @@ def describe(name: str) -> Description:
     raise RetentionError(f"there is no retention method {name!r}: {hint}")
 
 
-def build(names: Sequence[str], config: RetentionConfig | None = None, resources: Resources | None = None) -> list[Retention]:
+def check_methods(names: Sequence[str]) -> list[Description]:
     """The named methods, in that order. Raises RetentionError for an unknown or repeated name."""
-    config, resources = config or RetentionConfig(), resources or Resources()
     found = [describe(name) for name in names]
     repeated = [name for number, name in enumerate(names) if name in names[:number]]
     if repeated:
         raise RetentionError(f"retention method {repeated[0]!r} is asked for twice")
-    return [description.build(config, resources) for description in found]
+    return found
+
+
+def build(names: Sequence[str], config: RetentionConfig | None = None, resources: Resources | None = None) -> list[Retention]:
+    """The named methods, made, in that order. Raises RetentionError for an unknown or repeated name."""
+    config, resources = config or RetentionConfig(), resources or Resources()
+    return [description.build(config, resources) for description in check_methods(names)]

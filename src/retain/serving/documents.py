@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
+from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,13 +18,15 @@ from retain.data.document import check_metadata
 from retain.data.fetch import check_url
 from retain.serving.errors import ApiError
 from retain.workspace.continual import ContinualLM
-from retain.workspace.errors import Conflict, Locked, NotFound
+from retain.workspace.errors import Conflict, Locked
 from retain.workspace.inbox import Arrival, ArrivalRecord, GroupCommit
+from retain.workspace.records import DocumentRecord
 from retain.workspace.reports import Update
 
 router = APIRouter(prefix="/v1", tags=["retain"])
 Key = Annotated[str, Path(min_length=2, max_length=64)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+After = Annotated[str | None, Query(min_length=2, max_length=64)]
 PATIENCE = 600.0  # seconds that undoing waits for what is being learned
 T = TypeVar("T")
 
@@ -86,6 +89,7 @@ _BODY = {
                     "type": "object", "required": ["file"],
                     "properties": {
                         "file": {"type": "string", "format": "binary"}, "domain": {"type": "string"}, "importance": {"type": "number"},
+                        "source": {"type": "string", "maxLength": 500},
                     },
                 }
             },
@@ -104,10 +108,13 @@ async def send(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     arrivals = await (_uploaded(request) if kind == "multipart/form-data" else _texts(request))
     receipts = await asyncio.wrap_future(inbox.hand_in(arrivals))
-    found = [{"id": key, "status": "pending" if new else "known"} for key, new in receipts]
-    if any(item["status"] == "known" for item in found):
+    found = [{"id": key, "status": "pending"} for key, _ in receipts]
+    request.state.journal |= {"arrival": receipts[0][0]} if len(receipts) == 1 else {"arrivals": len(receipts)}
+    known = [key for key, new in receipts if not new]
+    if known:
         lm: ContinualLM = request.app.state.lm
-        found = [await run_in_threadpool(_status, lm, item["id"]) if item["status"] == "known" else item for item in found]
+        there = {item["id"]: item for item in await run_in_threadpool(lambda: _arrivals(lm, lm.ledger.arrivals(limit=-1, ids=known)))}
+        found = [there.get(item["id"], item) for item in found]
     return found[0] if len(found) == 1 else {"documents": found}
 
 
@@ -134,12 +141,14 @@ async def _uploaded(request: Request) -> list[Arrival]:
         form = await request.form(max_files=100, max_fields=10)
     except (KeyError, ValueError) as error:
         raise ApiError(400, "the form cannot be read") from error
-    domain, importance = form.get("domain", "general"), form.get("importance", "0.5")
+    domain, importance, source = form.get("domain", "general"), form.get("importance", "0.5"), form.get("source", "")
     try:
         number = float(importance) if isinstance(importance, str) else -1.0
     except ValueError:
         number = -1.0
     check_metadata(domain if isinstance(domain, str) else "", number)
+    if not isinstance(source, str) or len(source) > 500:
+        raise ApiError(400, "source: a text of at most 500 characters", "source")
     found = []
     for name, item in form.multi_items():
         if isinstance(item, UploadFile):
@@ -147,23 +156,31 @@ async def _uploaded(request: Request) -> list[Arrival]:
             body = await item.read()
             if not file or not body:
                 raise ApiError(400, f"{name}: a file has a name and is not empty", name)
-            found.append(Arrival(body, "file", file, file, str(domain), number))
+            found.append(Arrival(body, "file", file, source or file, str(domain), number))
     if not found:
         raise ApiError(400, "file: no file was sent", "file")
     return found
 
 
 @router.get("/documents")
-async def listed(request: Request, limit: Limit = 100) -> dict[str, Any]:
-    """What was sent, the latest first, and what is learned."""
+async def listed(request: Request, limit: Limit = 100, after: After = None) -> dict[str, Any]:
+    """What was sent, the latest first, and what is learned: of each at most ``limit``, and whether there is more.
+
+    With ``after``, the id of the last one of a list, that list goes on; the other is empty. ``sources``: of which most is waiting.
+    """
     lm: ContinualLM = request.app.state.lm
+    sent, learned = (after or "a").startswith("a"), (after or "d").startswith("d")
+    if not sent and not learned:
+        raise ApiError(400, "after: the id of something that was sent (a...) or of a document (d...)", "after")
 
     def both() -> dict[str, Any]:
+        arrivals = _arrivals(lm, lm.ledger.arrivals(limit=limit + 1, after=after)) if sent else []
+        records = lm.ledger.latest_documents(limit + 1, after) if learned else []
         return {
-            "arrivals": [_arrival(lm, record) for record in lm.ledger.arrivals(limit=limit)],
-            "documents": [_document(lm, record) for record in lm.documents()[-limit:][::-1]],
-            "waiting": lm.ledger.waiting(),
-        }
+            "arrivals": arrivals[:limit], "documents": [_document(record) for record in records[:limit]],
+            "has_more": {"arrivals": len(arrivals) > limit, "documents": len(records) > limit},
+            "waiting": lm.ledger.waiting(), "sources": lm.ledger.waiting_by_source(),
+        }  # fmt: skip
 
     return await run_in_threadpool(both)
 
@@ -192,7 +209,7 @@ async def forget(key: Key, request: Request, drop_checkpoints: bool = False) -> 
             raise Conflict(f"{key} is forgotten already")
         return {"id": key, "status": "forgotten", "updates": [update.id for update in updates]}
 
-    return await run_in_threadpool(run)
+    return await _undone(request, run)
 
 
 @router.post("/documents/{key}/release")
@@ -234,8 +251,8 @@ async def adapters(request: Request) -> dict[str, Any]:
 async def updates(request: Request, limit: Limit = 100) -> dict[str, Any]:
     """The history, newest first."""
     lm: ContinualLM = request.app.state.lm
-    found = await run_in_threadpool(lm.log)
-    return {"updates": [_update(update) for update in found[::-1][:limit]]}
+    found = await run_in_threadpool(lm.ledger.updates, limit)
+    return {"updates": [_update(Update.of(record)) for record in found]}
 
 
 @router.get("/updates/{key}")
@@ -249,7 +266,12 @@ async def update(key: Key, request: Request) -> dict[str, Any]:
 async def revert(key: Key, request: Request) -> dict[str, Any]:
     """Undo one update; later ones stay."""
     lm: ContinualLM = request.app.state.lm
-    return (await run_in_threadpool(_patient, lambda: lm.revert(key))).to_dict()
+    return (await _undone(request, lambda: _patient(lambda: lm.revert(key)))).to_dict()
+
+
+async def _undone(request: Request, change: Callable[[], T]) -> T:
+    """In threads of its own, a few at a time: what waits for the learner keeps no thread from those who ask."""
+    return await to_thread.run_sync(change, limiter=request.app.state.undoing)
 
 
 def _patient(change: Callable[[], T]) -> T:
@@ -266,19 +288,20 @@ def _patient(change: Callable[[], T]) -> T:
 
 def _status(lm: ContinualLM, key: str) -> dict[str, Any]:
     if key.startswith("a"):
-        return _arrival(lm, lm.ledger.arrival(key))
-    return _document(lm, lm.ledger.document(key))
+        return _arrivals(lm, [lm.ledger.arrival(key)])[0]
+    return _document(lm.ledger.document(key))
 
 
-def _arrival(lm: ContinualLM, record: ArrivalRecord) -> dict[str, Any]:
+def _arrivals(lm: ContinualLM, records: Sequence[ArrivalRecord]) -> list[dict[str, Any]]:
+    """Arrivals with what became of their documents: one query, however many they are."""
+    statuses = lm.ledger.statuses([key for record in records if record.status == "done" for key in record.documents])
+    return [_arrival(record, statuses) for record in records]
+
+
+def _arrival(record: ArrivalRecord, statuses: Mapping[str, str]) -> dict[str, Any]:
     status: str = record.status
     if status == "done":
-        states = []
-        for key in record.documents:
-            try:
-                states.append(lm.ledger.document(key).status)
-            except NotFound:
-                continue
+        states = {statuses[key] for key in record.documents if key in statuses}
         ranked = ("learning", "pending", "failed", "committed", "rejected", "forgotten")
         status = next((state for state in ranked if state in states), "rejected")
     return {
@@ -288,7 +311,7 @@ def _arrival(lm: ContinualLM, record: ArrivalRecord) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _document(lm: ContinualLM, record: Any) -> dict[str, Any]:
+def _document(record: DocumentRecord) -> dict[str, Any]:
     return {
         "id": record.id, "status": record.status, "title": record.title, "source": record.source, "domain": record.domain,
         "importance": record.importance, "reason": record.reason, "chars": record.chars, "update": record.update,

@@ -6,6 +6,7 @@ learned, reverted or forgotten meanwhile.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -21,9 +22,12 @@ from retain.lm.batching import Batch, OneByOne, Request, Written, check_room
 from retain.lm.decoder import DecoderLM
 from retain.lm.generation import Sampling, cut
 from retain.lm.packing import Packed
+from retain.serving.journal import named
 from retain.workspace.asking import Asked, adapter_named, prepare
 from retain.workspace.continual import ContinualLM
 from retain.workspace.knowledge import Decision
+
+log = logging.getLogger("retain.serving")
 
 Active = tuple[tuple[Adapter, float], ...]
 
@@ -99,12 +103,11 @@ class Engine:
 
     def __init__(self, lm: ContinualLM, slots: int = 8, capacity: int = 2048, eight_bits: bool = False) -> None:
         self.lm, model = lm, lm.model
-        narrow = eight_bits and isinstance(model, DecoderLM)
-        if narrow:
+        if eight_bits and isinstance(model, DecoderLM):
             model.quantise()
         self._knowledge = lm.knowledge
         self._preparing = threading.Lock()  # what was learned is read and routed by one thread at a time
-        self._compose = Composer(model.dtype, model.device, eight_bits=narrow)
+        self._compose = Composer(model.dtype, model.device, eight_bits=eight_bits)
         self._make: Callable[[], Batch | OneByOne] = (
             (lambda: Batch(model, slots, capacity, self._compose)) if isinstance(model, DecoderLM) else
             (lambda: OneByOne(model, capacity, self._compose))
@@ -193,6 +196,7 @@ class Engine:
             events = self.batch.step()
         except Exception as error:  # a damaged adapter, no memory: these answers end, later ones begin anew
             self.counters.errors += len(self._live)
+            log.error("%d answers failed: %s", len(self._live), named(error))
             for answering in self._live.values():
                 answering.hear(Piece(" ".join(str(error).split())[:300], finish="error"))
             self._live.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import errno
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,8 +15,6 @@ from retain.lm.model import LanguageModelError
 from retain.workspace.errors import Conflict, DiskFull, InvalidName, Locked, NotFound, WorkspaceError
 from retain.workspace.inbox import QueueFull
 
-log = logging.getLogger("retain.serving")
-
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error", 409: "conflict_error",
           413: "invalid_request_error", 429: "rate_limit_error"}  # fmt: skip
 # the first that fits
@@ -24,6 +22,8 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (NotFound, 404), (QueueFull, 429), (DiskFull, 507), (Locked, 503), (InvalidName, 400), (Conflict, 409), (WorkspaceError, 500),
     (DataError, 400), (LanguageModelError, 400),
 )  # fmt: skip
+_FULL = "the disk is full: nothing was taken or changed; free some space, then try again"
+_BUSY = "another process is writing to the workspace: try again"
 
 
 class ApiError(Exception):
@@ -46,7 +46,7 @@ def error_response(status: int, message: str, param: str | None = None, code: st
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception in this shape; what nobody foresaw is told to the log only."""
+    """Answer every exception in this shape, except what nobody foresaw (see :class:`retain.serving.journal.Journaled`)."""
 
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> JSONResponse:
@@ -60,21 +60,27 @@ def install(app: FastAPI) -> None:
         return error_response(400, what, where or None)
 
     @app.exception_handler(HTTPException)
-    async def known(_: Request, error: HTTPException) -> JSONResponse:
-        response = error_response(error.status_code, str(error.detail))
+    async def known(request: Request, error: HTTPException) -> JSONResponse:
+        said = {
+            404: "there is nothing at this address: GET /openapi.json lists what there is",
+            405: f"nothing here answers {request.method}",
+        }
+        response = error_response(error.status_code, said.get(error.status_code, str(error.detail)))
         response.headers.update(error.headers or {})
         return response
 
-    async def ours(request: Request, error: Exception) -> JSONResponse:
+    async def ours(_: Request, error: Exception) -> JSONResponse:
         status = next(status for kind, status in _STATUS if isinstance(error, kind))
         if status == 500:
-            return await unforeseen(request, error)
-        return error_response(status, " ".join(str(error).split()))
+            raise error
+        told = {503: _BUSY, 507: _FULL}.get(status) or " ".join(str(error).split())
+        return error_response(status, told)
 
     for kind, _ in _STATUS:
         app.add_exception_handler(kind, ours)
 
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__, exc_info=error)
-        return error_response(500, "something went wrong here; the service's log has the reason")
+    @app.exception_handler(OSError)
+    async def disk(_: Request, error: OSError) -> JSONResponse:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        return error_response(507, _FULL)

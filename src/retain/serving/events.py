@@ -7,6 +7,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,8 @@ QUIET = 15.0  # seconds after which a comment keeps the connection open
 
 
 class EventFile:
-    """Appends events to a workspace's file, the old half of which goes when it is too large. Never a document's text."""
+    """Appends events to a workspace's file, the old half of which goes when it is too large. Never a document's text. Where it cannot be
+    written (the disk is full), what it tells of goes on."""
 
     def __init__(self, root: Path) -> None:
         self.path = root / EVENTS
@@ -37,10 +39,11 @@ class EventFile:
             return
         self._last = (event.message, now)
         line = {"at": round(now, 3), "kind": event.kind, "message": event.message, "done": event.done, "total": event.total, **event.fields}
-        if self.path.exists() and self.path.stat().st_size > LARGEST:
-            self.path.replace(self.path.with_suffix(".old"))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, default=str) + "\n")
+        with suppress(OSError):
+            if self.path.exists() and self.path.stat().st_size > LARGEST:
+                self.path.replace(self.path.with_suffix(".old"))
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, default=str) + "\n")
 
 
 @router.get("/events", response_class=StreamingResponse)

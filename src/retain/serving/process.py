@@ -17,6 +17,7 @@ from retain.config import ConfigError
 from retain.config.serving import ServeConfig
 from retain.serving.security import is_loopback, read_tokens
 from retain.workspace.continual import ContinualLM
+from retain.workspace.errors import DurabilityLost
 
 PATIENCE = 20.0  # seconds that the learner has to stop
 LONGEST = 60.0  # between two starts of a learner that dies at once
@@ -77,9 +78,10 @@ def serve(lm: ContinualLM, settings: ServeConfig, learn: bool, tell: Callable[[s
     import uvicorn
 
     from retain.serving.app import create_app
+    from retain.serving.journal import Journal
 
-    app = create_app(lm, settings)
-    command = [sys.executable, "-m", "retain.cli", "work", "--workspace", str(Path(lm.root).resolve())]
+    app = create_app(lm, settings, Journal(settings.log))
+    command = [sys.executable, "-m", "retain.cli", "work", "--workspace", str(Path(lm.root).resolve()), "--quiet"]
     learner = Learner(command, tell) if learn else None
 
     class Server(uvicorn.Server):
@@ -91,10 +93,14 @@ def serve(lm: ContinualLM, settings: ServeConfig, learn: bool, tell: Callable[[s
         app, settings.host, settings.port, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn sends itself the signal again when it is done
+    server = Server(options)
+    app.state.end = lambda: server.handle_exit(signal.SIGTERM, None)
     try:
-        Server(options).run()
+        server.run()
     except KeyboardInterrupt:
         pass
     finally:
         if learner is not None:
             learner.close()
+    if lm.store.files.broken:
+        raise DurabilityLost(lm.store.files.broken)

@@ -27,7 +27,7 @@ SHORTEST = 16
 # what changes nothing though it is a POST
 _ASKING = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 # what every answer tells a browser: nothing from elsewhere, in no frame, nothing guessed
-_HEADERS = [
+HEADERS = [
     (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -157,8 +157,6 @@ class Guard:
         async def watched(message: Message) -> None:
             nonlocal begun
             begun = True
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *_HEADERS]
             await send(message)
 
         try:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from retain.adapters import Adapter
 from retain.data.document import Message
 from retain.data.examples import prompt_tokens
 from retain.learners.base import Guide
+from retain.learners.registry import injects
 from retain.lm.generation import Sampling
-from retain.workspace.errors import NotFound
+from retain.workspace.errors import NotFound, WorkspaceError
 from retain.workspace.knowledge import Decision, Knowledge
 from retain.workspace.records import ActiveAdapter, State
 from retain.workspace.reports import Source
+
+Wanted = Sequence[str | tuple[str, float]] | Mapping[str, float]
+"""Adapters by name: names, (name, weight) pairs, or a mapping of names to weights. A name alone has the weight 1."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +36,16 @@ class Asked:
 
 def prepare(
     knowledge: Knowledge, state: State, question: str, sampling: Sampling, *, history: Sequence[Message] = (),
-    retrieval: bool | None = None, adapters: Sequence[str] | None = None, learner: str | None = None, capacity: int | None = None,
+    retrieval: bool | None = None, adapters: Wanted | None = None, learner: str | None = None, capacity: int | None = None,
 ) -> Asked:  # fmt: skip
     """What a question in ``state`` runs with.
 
     ``retrieval``: put passages of the documents that it speaks of into the context (default from the configuration); ``adapters``: use
-    exactly these by name instead of routing; ``learner``: with what this learner made alone; ``capacity``: tokens of prompt and
-    answer together, by default the model's context. Raises NotFound.
+    exactly these by name, with their weights, instead of routing; ``learner``: with what this learner made alone; ``capacity``: tokens
+    of prompt and answer together, by default the model's context. Raises NotFound, WorkspaceError.
     """
     settings = knowledge.config.generate
-    if adapters is None:
-        decision = knowledge.decide(question, state, learner=learner)
-    else:
-        chosen = tuple(adapter_named(state, name) for name in adapters)
-        decision = Decision(chosen, tuple(document for item in chosen for document in item.documents))
+    decision = decided(knowledge, state, question, adapters, learner)
     aid = knowledge.aid(question, decision)
     with_passages = (settings.retrieval if retrieval is None else retrieval) and not (aid.context and not decision.injected)
     context, hits = knowledge.context(question, decision) if with_passages else (aid.context, [])
@@ -56,6 +57,36 @@ def prepare(
     titles = knowledge.ledger.document
     sources = [Source(hit.document, titles(hit.document).title, hit.text, scores.get(hit.document, 0.0)) for hit in hits]
     return Asked(prompt, used, knowledge.active(used, state), aid.guide, sources, sampling)
+
+
+def decided(knowledge: Knowledge, state: State, prompt: str, adapters: Wanted | None = None, learner: str | None = None) -> Decision:
+    """The adapters of a prompt: those that it is routed to, or ``adapters``, each with its weight in the state times the one asked for, so
+    that a disabled one adds nothing. ``learner``: of the routed ones those of this learner alone. Raises NotFound, WorkspaceError."""
+    if adapters is None:
+        return knowledge.decide(prompt, state, learner=learner)
+    chosen = named_adapters(state, adapters)
+    for item, weight in chosen:
+        if weight != 1.0 and not injects(item.learner):
+            raise WorkspaceError(f"{item.name} of the learner {item.learner} is no adapter, so it has no weight: leave out ={weight:g}")
+    active = tuple(replace(item, weight=item.weight * weight) for item, weight in chosen)
+    return Decision(active, tuple(dict.fromkeys(document for item in active for document in item.documents)))
+
+
+def named_adapters(state: State, wanted: Wanted) -> list[tuple[ActiveAdapter, float]]:
+    """Adapters by name with the weights asked for. Raises NotFound; WorkspaceError for a weight that is no finite number and for an adapter
+    that is named twice."""
+    if isinstance(wanted, str):
+        raise WorkspaceError(f"adapters are a list of names or a mapping of names to weights, not the text {wanted!r}: write [{wanted!r}]")
+    pairs = list(wanted.items()) if isinstance(wanted, Mapping) else [(name, 1.0) if isinstance(name, str) else name for name in wanted]
+    found: dict[str, tuple[ActiveAdapter, float]] = {}
+    for name, weight in pairs:
+        item = adapter_named(state, name)
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise WorkspaceError(f"adapter {name}: its weight is a finite number, not {weight!r}")
+        if item.name in found:
+            raise WorkspaceError(f"adapter {item.name} is asked for twice: name it once, with one weight")
+        found[item.name] = item, float(weight)
+    return list(found.values())
 
 
 def adapter_named(state: State, name: str) -> ActiveAdapter:

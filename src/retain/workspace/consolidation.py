@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retain.adapters import Adapter
+from retain.config import Config
 from retain.data.examples import Example
 from retain.evaluation.probes import Probe
 from retain.learners.lora import Candidate, sites_of
@@ -21,6 +22,7 @@ from retain.learners.study import StudySet, study_examples
 from retain.training.loop import TrainingError
 from retain.workspace.errors import NotFound, WorkspaceError
 from retain.workspace.knowledge import Knowledge, stored_document
+from retain.workspace.ledger import Ledger
 from retain.workspace.records import ActiveAdapter, State
 from retain.workspace.records import Probe as StoredProbe
 from retain.workspace.reports import Event, Update
@@ -73,7 +75,7 @@ class Consolidation:
 
         Raises NotFound for a domain without documents."""
         domains = sorted({record.domain for record in self.knowledge.ledger.documents()})
-        groups = self._groups()
+        groups = _groups(self.knowledge.ledger)
         if domain is None:
             domain = max(sorted(groups), key=lambda name: len(groups[name]), default="")
         elif domain not in domains:
@@ -81,16 +83,12 @@ class Consolidation:
         return self._join(domain, groups.get(domain, []))
 
     def run_when_due(self, domain: str) -> Update | None:
-        """Join the adapters of a domain that serve one document each with its smallest shared one, once there are
-        ``learn.consolidate_after`` of them; after a refusal, once there are as many more. Trouble is told, not raised: the document that
-        was learned just now stays learned."""
-        after = self.knowledge.config.learn.consolidate_after
-        if not after:
+        """Join the adapters of a domain that serve one document each with its smallest shared one, when that is :func:`due`. Trouble is
+        told, not raised: the document that was learned just now stays learned."""
+        if domain not in due(self.knowledge.ledger, self.knowledge.config):
             return None
-        adapters = sorted(self._groups().get(domain, []), key=lambda item: len(item.documents))
-        own = [item for item in adapters if len(item.documents) == 1]
-        if len(own) < after or len(own) < after + self._refused(domain):
-            return None
+        adapters = sorted(_groups(self.knowledge.ledger)[domain], key=lambda item: len(item.documents))
+        own = _own(adapters)
         try:
             return self._join(domain, adapters[: len(own) + 1])
         except WorkspaceError as error:
@@ -113,31 +111,13 @@ class Consolidation:
             changes.append({"adapter": place.name, "documents": list(others), "learned": made.learned})
         return state, changes
 
-    def _groups(self) -> dict[str, list[ActiveAdapter]]:
-        """The adapters in use that were learned, by the domain of their documents; those that span domains are left out."""
-        domain_of = {record.id: record.domain for record in self.knowledge.ledger.documents()}
-        groups: dict[str, list[ActiveAdapter]] = {}
-        for item in self.knowledge.ledger.state().adapters:
-            domains = {domain_of[key] for key in item.documents}
-            if item.weight and item.learner == DEFAULT and len(domains) == 1:
-                groups.setdefault(domains.pop(), []).append(item)
-        return groups
-
-    def _refused(self, domain: str) -> int:
-        """How many adapters of single documents the last consolidation of a domain had when it was refused; 0 when it was not."""
-        for record in self.knowledge.ledger.updates():
-            facts = record.certificate.get("consolidated", {})
-            if record.kind == "consolidate" and facts.get("domain") == domain:
-                return int(facts["single"]) if record.status == "rejected" else 0
-        return 0
-
     def _join(self, domain: str, items: Sequence[ActiveAdapter]) -> Update | None:
         """One transaction; a second one, for the adapters of single documents by themselves, when a shared adapter can take no more."""
         whole = [item for item in items if self.knowledge.whole(item)]
         if len(whole) < 2:
             return None
         update = self._attempt(domain, whole)
-        own = [item for item in whole if len(item.documents) == 1]
+        own = _own(whole)
         if update.status == "rejected" and 2 <= len(own) < len(whole):
             self.tell(Event("note", f"{domain}: the shared adapter stays as it is; the others are joined by themselves"))
             update = self._attempt(domain, own)
@@ -245,6 +225,40 @@ class Consolidation:
         study = StudySet.from_json(knowledge.store.get(digest))
         learned = stored_document(knowledge.store, knowledge.ledger.document(document))
         return study_examples(knowledge.model, learned, study, knowledge.skill(state), knowledge.config.study.distillation)
+
+
+def due(ledger: Ledger, config: Config) -> list[str]:
+    """The domains with ``learn.consolidate_after`` adapters that serve one document each; after a refusal, with as many more."""
+    after = config.learn.consolidate_after
+    if not after or config.learn.learner != DEFAULT:
+        return []
+    counts = {domain: len(_own(items)) for domain, items in _groups(ledger).items()}
+    return [domain for domain, count in sorted(counts.items()) if count >= after and count >= after + _refused(ledger, domain)]
+
+
+def _groups(ledger: Ledger) -> dict[str, list[ActiveAdapter]]:
+    """The adapters in use that were learned, by the domain of their documents; those that span domains are left out."""
+    domain_of = {record.id: record.domain for record in ledger.documents()}
+    groups: dict[str, list[ActiveAdapter]] = {}
+    for item in ledger.state().adapters:
+        domains = {domain_of[key] for key in item.documents}
+        if item.weight and item.learner == DEFAULT and len(domains) == 1:
+            groups.setdefault(domains.pop(), []).append(item)
+    return groups
+
+
+def _own(items: Sequence[ActiveAdapter]) -> list[ActiveAdapter]:
+    """The adapters that serve one document each."""
+    return [item for item in items if len(item.documents) == 1]
+
+
+def _refused(ledger: Ledger, domain: str) -> int:
+    """How many adapters of single documents the last consolidation of a domain had when it was refused; 0 when it was not."""
+    for record in ledger.updates():
+        facts = record.certificate.get("consolidated", {})
+        if record.kind == "consolidate" and facts.get("domain") == domain:
+            return int(facts["single"]) if record.status == "rejected" else 0
+    return 0
 
 
 def forgetting(then: int, before: int, after: int) -> float:

@@ -11,22 +11,29 @@ from typing import Any
 
 from retain.config import Config, load_config
 from retain.data.document import Document, Message, QuestionAnswer
+from retain.evaluation.probes import Tell
+from retain.evaluation.qa import Item
 from retain.learners.ace.playbook import Playbook
 from retain.learners.base import Aid
+from retain.learners.checks import check_names, check_ready
 from retain.learners.registry import DEFAULT, check_learner
 from retain.lm.generation import Processor, Sampling, generate, stream
 from retain.lm.model import LanguageModel
-from retain.workspace import playbooks, transaction
-from retain.workspace.asking import adapter_named, prepare
-from retain.workspace.consolidation import Consolidation
-from retain.workspace.errors import Conflict, NotFound, WorkspaceError
+from retain.workspace import bank, base, playbooks, transaction
+from retain.workspace.asking import Wanted, adapter_named, prepare
+from retain.workspace.consolidation import Consolidation, due
+from retain.workspace.errors import Conflict, NotFound
 from retain.workspace.knowledge import Knowledge, processors_of, stored_document
 from retain.workspace.learning import Learnable, Learning, with_learner
 from retain.workspace.ledger import Ledger
 from retain.workspace.lock import WriterLock
-from retain.workspace.records import ActiveAdapter, Checkpoint, DocumentRecord, State, to_json
+from retain.workspace.records import Checkpoint, DocumentRecord, State, to_json
 from retain.workspace.reports import EVENTS, AdapterInfo, Answer, Diff, Event, Update, Verification
+from retain.workspace.scoring import score
 from retain.workspace.store import Store
+from retain.workspace.updates import FORGETTING
+
+GIVE_WAY = 0.3  # seconds without the writer lock before something long that can wait; who wants the lock looks more often
 
 
 class ContinualLM:
@@ -50,7 +57,7 @@ class ContinualLM:
         self.store = Store(root)
         self.ledger = Ledger.open(root / "ledger.db", self.store, create=create, seed=config.learn.seed)
         self._progress = progress
-        self._wanted = model
+        self._wanted, self._place = model, ""
         self._knowledge: Knowledge | None = None
         self._learning = Learning(self.ledger, self.store, config, lambda: self.knowledge, self._tell)
 
@@ -72,8 +79,10 @@ class ContinualLM:
         """
         root = Path(workspace).expanduser()
         settings = config or load_config(root if root.is_dir() else None)
+        if learner is not None:
+            check_learner(learner)
         settings = with_learner(settings, learner)
-        check_learner(settings.learn.learner)
+        check_names(settings)
         return cls(root, settings, model, progress, create)
 
     def __enter__(self) -> ContinualLM:
@@ -90,35 +99,28 @@ class ContinualLM:
 
     @property
     def model(self) -> LanguageModel:
-        """The base model, loaded on first use and checked to be the one that this workspace was made with."""
+        """The base model, loaded on first use and checked to be the one that what was learned belongs to."""
         return self.knowledge.model
 
     @property
     def knowledge(self) -> Knowledge:
         """Routing and answering of this workspace."""
         if self._knowledge is None:
-            model, place = self._wanted, ""
+            model = self._wanted
             if not isinstance(model, LanguageModel):
                 from retain.lm.loading import load_model
 
-                settings, name = self.config.model, model or self._base()
+                settings, name = self.config.model, model or base.name_of(self.ledger, self.config)
                 model = load_model(
                     name, device=settings.device, precision=settings.precision, cache_dir=settings.cache_dir, threads=settings.threads
                 )
-                place = str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else ""
-            self.ledger.bind_base(model.name, model.fingerprint, place)
+                self._place = base.file_of(name)
+            base.check_base(self.ledger, model, self._place)
             self._knowledge = Knowledge(model, self.ledger, self.store, self.config)
         return self._knowledge
 
-    def _base(self) -> str:
-        """The base that this workspace was made with, where it was last found; the configured one for a new workspace and when it moved."""
-        base, configured = self.ledger.meta().get("base") or {}, self.config.model.name
-        known: str = base.get("place") or base.get("name") or configured
-        if not base.get("place") or Path(known).exists():
-            return known
-        if Path(configured).expanduser().exists():
-            return configured
-        raise WorkspaceError(f"the base model is not at {known} any more: `retain config set model.name PATH` says where it is now")
+    def _bind(self) -> None:
+        base.bind(self.ledger, self.model, self._place)
 
     def model_info(self) -> dict[str, Any]:
         """Facts about the base model."""
@@ -162,8 +164,13 @@ class ContinualLM:
         title: str | None = None,
         questions: Sequence[Any] | None = None,
         dry_run: bool = False,
+        consolidate: bool = True,
+        since: str | None = None,
     ) -> list[Update]:
-        """Learn everything given, in order. Every document is durably queued before the first one is learned."""
+        """Learn everything given, in order. Every document is durably queued before the first one is learned.
+
+        ``consolidate``: after each document, where that is due; without it, :meth:`consolidate_when_due` does it later. ``since``: when
+        the documents were sent; those that were learned after it, and reverted or forgotten again, stay so."""
         domain = self.config.learn.domain if domain is None else domain
         importance = self.config.learn.importance if importance is None else importance
         learning = self._learning
@@ -171,24 +178,32 @@ class ContinualLM:
         if questions:
             pairs = tuple(_pair(question) for question in questions)
             documents = [replace(document, pairs=(*document.pairs, *pairs)) for document in documents]
+        if not documents:
+            return []
+        check_ready(self.model, self.config)
         if dry_run:
             return [learning.plan(document) for document in documents]
         with self._writing():
-            known = [learning.queue(document) for document in documents]
-            return [update or self._learn(document) for document, update in zip(documents, known, strict=True)]
+            self._bind()
+            known = [learning.queue(document, since) for document in documents]
+            return [update or self._learn(document, consolidate) for document, update in zip(documents, known, strict=True)]
 
     def learn_pending(self, *, dry_run: bool = False) -> list[Update]:
         """Learn the documents that were queued but not finished, for instance after an interruption."""
         with self._writing():
             waiting = self.ledger.documents("pending")
             documents = [self._stored(record) for record in waiting]
+            if documents:
+                check_ready(self.model, self.config)
             if dry_run:
                 return [self._learning.plan(document) for document in documents]
+            if documents:
+                self._bind()
             return [self._learn(document) for document in documents]
 
-    def _learn(self, document: Document) -> Update:
+    def _learn(self, document: Document, consolidate: bool = True) -> Update:
         update = self._learning.learn(document)
-        if update.status == "committed" and self.config.learn.learner == DEFAULT:
+        if consolidate and update.status == "committed":
             self._consolidation().run_when_due(document.domain)
         return update
 
@@ -201,6 +216,16 @@ class ContinualLM:
         """
         with self._writing():
             return self._consolidation().run(domain)
+
+    def consolidate_when_due(self) -> list[Update]:
+        """Consolidate the domains with ``learn.consolidate_after`` adapters of single documents, one after another; who waits for the right
+        to write comes before each. Trouble is told, not raised. Raises Locked."""
+        updates = []
+        for domain in due(self.ledger, self.config):
+            time.sleep(GIVE_WAY)
+            with self._writing():
+                updates.append(self._consolidation().run_when_due(domain))
+        return [update for update in updates if update is not None]
 
     def _consolidation(self) -> Consolidation:
         return Consolidation(self.knowledge, self._learning.general_examples, self._tell)
@@ -215,14 +240,15 @@ class ContinualLM:
         temperature: float | None = None,
         history: Sequence[Any] = (),
         retrieval: bool | None = None,
-        adapters: Sequence[str] | None = None,
+        adapters: Wanted | None = None,
         learner: str | None = None,
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
         """Answer a question with the adapters of the documents that it speaks of; a question about none gets the untouched base.
 
         ``retrieval``: put passages of those documents into the context (default from the configuration); ``adapters``: use exactly
-        these by name instead of routing; ``learner``: with what this learner made alone. Raises LearnerError, NotFound.
+        these instead of routing, by name (``["rules"]``), or with weights as a mapping (``{"rules": 1, "law": 0.5}``) or as pairs;
+        ``learner``: with what this learner made alone. Raises LearnerError, NotFound, WorkspaceError.
         """
         if learner is not None:
             check_learner(learner)
@@ -259,6 +285,37 @@ class ContinualLM:
                 on_token(text[len(shown) :])
                 shown = text
         return shown, len(ids)
+
+    def evaluate(
+        self,
+        items: str | Path | Iterable[Item | tuple[str, str]],
+        *,
+        retrieval: bool | None = None,
+        adapters: Wanted | None = None,
+        learner: str | None = None,
+        in_context: bool = False,
+        seed: int = 0,
+        tell: Tell | None = None,
+    ) -> dict[str, Any]:
+        """Ask questions with known answers and grade what is answered, greedily and in at most 24 tokens.
+
+        ``items``: a file as :func:`retain.evaluation.load_items` reads it, such items, or (question, answer) pairs. ``retrieval``,
+        ``adapters``, ``learner``: as in :meth:`ask`; ``adapters=[]`` is the base alone. ``in_context``: show each item's own passage
+        instead of those that were learned. ``seed``: of the intervals; ``tell(done, total, tokens)`` is called as it goes on.
+        Returns what :func:`retain.evaluation.grade_answers` does, shares with intervals and every item with its answer, and "routed",
+        how many questions were answered by what was learned. Raises DataError, LearnerError, NotFound, WorkspaceError.
+        """
+        from retain.evaluation.qa import load_items
+
+        if learner is not None:
+            check_learner(learner)
+        if isinstance(items, str | Path):
+            items = load_items(items, limit=None)
+        asked = [item if isinstance(item, Item) else Item(item[0], (item[1],)) for item in items]
+        return score(
+            self.knowledge, self.state, asked, retrieval=retrieval, adapters=adapters, learner=learner, in_context=in_context, seed=seed,
+            tell=tell,
+        )  # fmt: skip
 
     # --- history -------------------------------------------------------------------------------------------------------------------
 
@@ -344,9 +401,7 @@ class ContinualLM:
             certificate = transaction.seal({"documents": [{"id": record.id}], **facts})
             playbooks.forget(self.ledger, record.id)
             made = self.ledger.forget_document(record.id, self.ledger.head(), after, certificate, drop_checkpoints)
-            self.store.collect(self.ledger.referenced_digests(), grace=0)
-            for name in (EVENTS, Path(EVENTS).with_suffix(".old")):
-                (self.root / name).unlink(missing_ok=True)
+            self._clear_forgotten()
             return Update.of(made)
 
     def verify(self) -> Verification:
@@ -376,78 +431,54 @@ class ContinualLM:
                 problems.append(f"probes: {was} were answered when learned, {now} are now")
         return Verification(not problems, len(referenced), problems, probes)
 
+    def collect(self) -> int:
+        """Remove what is on the disk and belongs to nothing, such as candidates that were refused; how many objects that were.
+
+        What is younger than an hour stays. Nothing that the history, a checkpoint or a document needs is touched."""
+        with self._writing():
+            return len(self.store.collect(self.ledger.referenced_digests()))
+
     # --- adapters ------------------------------------------------------------------------------------------------------------------
 
     @property
     def adapters(self) -> list[AdapterInfo]:
         """The adapters of the current state."""
-        return [self._info(item) for item in self.state.adapters]
+        return [bank.info(self.ledger, self.store, item) for item in self.state.adapters]
 
-    def merge(self, names: Sequence[str], method: str = "ties", into: str = "merged") -> Update:
-        """Merge adapters into one that serves all their documents; refused when their probes would lose more than the gate allows."""
-        from retain.adapters.merging import merge
+    def adapter_change(self, name: str) -> float:
+        """Norm of what an adapter adds to the weights of its sites, as a share of theirs; it loads the model. Raises NotFound, AdapterError
+        for an adapter that is not low-rank."""
+        return bank.change(self.model, self.knowledge.adapter(adapter_named(self.state, name).digest))
 
+    def merge(self, names: Wanted, method: str = "ties", into: str = "merged", **options: Any) -> Update:
+        """Merge adapters into one that serves all their documents; refused when their probes would lose more than the gate allows.
+
+        ``names``: with weights or without, as ``adapters`` of :meth:`ask`. ``options``: those of the method, see
+        :mod:`retain.adapters.merging`: ``density`` (ties, dare), ``rank`` (all but concatenate), ``scale`` (ties), ``seed`` (dare).
+        Raises AdapterError, Conflict, NotFound, WorkspaceError."""
         with self._writing():
-            chosen = [adapter_named(self.state, name) for name in names]
-            if len(chosen) < 2:
-                raise WorkspaceError("merging needs at least two adapters")
-            merged = merge(method, [self.knowledge.adapter(item.digest) for item in chosen]).half()
-            documents = tuple(dict.fromkeys(document for item in chosen for document in item.documents))
-            rest = [item for item in self.state.adapters if item not in chosen]
-            if into in {item.name for item in rest}:
-                raise Conflict(f"there is an adapter named {into} already")
-            state = self.state.with_adapters([*rest, ActiveAdapter(into, self.knowledge.keep(merged), 1.0, documents)])
-            return self._gated(state, "merge", list(documents), {"method": method, "merged": list(names), "into": into})
-
-    def _gated(self, state: State, kind: Any, documents: list[str], facts: dict[str, Any]) -> Update:
-        old = self.ledger.sample_probes(self.config.gate.probe_budget, self.config.learn.seed)
-        kept = transaction.check_kept(self.knowledge, self.state, state, {}, old, None, None)
-        lost, limit = kept["forgetting"] or 0.0, self.config.gate.max_forgetting
-        reason = f"{lost:.1%} of the known answers would be lost, the limit is {limit:.1%}" if lost > limit else ""
-        gate = {"limits": self.config.gate.model_dump(mode="json"), "verdict": "refused" if reason else "passed", "reason": reason}
-        certificate = transaction.seal({"documents": [{"id": key} for key in documents], **facts, "kept": kept, "gate": gate})
-        if reason:
-            return Update.of(self.ledger.reject_update(kind, [], reason, certificate))
-        after = self.store.put(state.to_bytes())
-        return Update.of(self.ledger.commit_update(kind, self.ledger.head(), after, certificate=certificate))
+            return bank.merge(self.knowledge, self.state, names, method, into, options)
 
     def export_adapter(self, name: str, directory: str | Path) -> Path:
         """Write an adapter in peft's on-disk format; the study skill it was trained on is merged in, so that it stands alone."""
-        from retain.adapters.merging import merge
-        from retain.adapters.peft_format import export_peft
-
-        item = adapter_named(self.state, name)
-        adapter, skill = self.knowledge.adapter(item.digest), self.knowledge.skill(self.state)
-        target = Path(directory)
-        export_peft(merge("concatenate", [skill, adapter]) if skill and item.documents else adapter, target, self.model.name)
-        return target
+        return bank.export(self.knowledge, self.state, name, Path(directory))
 
     def import_adapter(self, directory: str | Path, name: str) -> Update:
         """Add an adapter in peft's format; it is used when asked for by name."""
-        from retain.adapters.peft_format import import_peft
-        from retain.workspace.errors import check_name
-
         with self._writing():
-            check_name(name)
-            if name in {item.name for item in self.state.adapters}:
-                raise Conflict(f"there is an adapter named {name} already")
-            adapter = import_peft(Path(directory), self.model)
-            item = ActiveAdapter(name, self.knowledge.keep(adapter), 1.0, ())
-            return self._move(replace(self.state, adapters=(*self.state.adapters, item)), "import")
+            after = bank.imported(self.knowledge, self.state, Path(directory), name)
+            self._bind()
+            return self._move(after, "import")
 
     def enable(self, name: str) -> Update:
         """Use an adapter again that was disabled."""
-        return self._weigh(name, 1.0)
+        with self._writing():
+            return self._move(bank.weighed(self.state, name, 1.0), "enable")
 
     def disable(self, name: str) -> Update:
         """Keep an adapter without using it."""
-        return self._weigh(name, 0.0)
-
-    def _weigh(self, name: str, weight: float) -> Update:
         with self._writing():
-            chosen = adapter_named(self.state, name)
-            items = tuple(replace(item, weight=weight) if item == chosen else item for item in self.state.adapters)
-            return self._move(replace(self.state, adapters=items), "enable")
+            return self._move(bank.weighed(self.state, name, 0.0), "enable")
 
     # --- the playbook of the learner ace -------------------------------------------------------------------------------------------------
 
@@ -468,7 +499,9 @@ class ContinualLM:
     # --- checkpoints ---------------------------------------------------------------------------------------------------------------
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """Name the current state."""
+        """Name the current state; a name in use moves. Raises Conflict for a name like those of automatic checkpoints, "auto-100"."""
+        if Checkpoint(name, "", "").automatic:
+            raise Conflict(f"{name} could be an automatic checkpoint, which is removed by itself: take another name")
         return self.ledger.save_checkpoint(name)
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -514,37 +547,26 @@ class ContinualLM:
     def _stored(self, record: DocumentRecord) -> Document:
         return stored_document(self.store, record)
 
-    def _info(self, item: ActiveAdapter) -> AdapterInfo:
-        from retain.adapters import AdapterSpec
-
-        tensors, metadata = self.store.get_tensors(item.digest)
-        spec = AdapterSpec.from_json(metadata["spec"]) if "spec" in metadata else AdapterSpec("memory", "", (), 0, 0.0)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) or self.store.path(item.digest).stat().st_size
-        domains = {self.ledger.document(key).domain for key in item.documents}
-        return AdapterInfo(
-            item.name,
-            item.digest,
-            ", ".join(sorted(domains)),
-            list(item.documents),
-            spec.rank,
-            list(spec.sites),
-            sum(tensor.numel() for tensor in tensors.values()),
-            size,
-            bool(item.weight),
-            round(size / len(item.documents)) if item.documents else None,
-            item.learner,
-        )
-
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Hold the workspace's writer lock; documents that an earlier process left half-learned are pending again."""
+        """Hold the workspace's writer lock; documents that an earlier process left half-learned are pending again, and what it was
+        forgetting is gone."""
         lock = WriterLock(self.root / "lock")
         lock.acquire(timeout=2.0)
         try:
             self.ledger.recover(lock)
+            self._clear_forgotten()
             yield
         finally:
             lock.release()
+
+    def _clear_forgotten(self) -> None:
+        """Remove what a forgotten document left outside of the ledger."""
+        if self.ledger.meta().get(FORGETTING):
+            self.store.collect(self.ledger.referenced_digests(), grace=0)
+            for name in (EVENTS, Path(EVENTS).with_suffix(".old")):
+                (self.root / name).unlink(missing_ok=True)
+            self.ledger.set_meta(FORGETTING, None)
 
     def _tell(self, event: Event) -> None:
         if self._progress is not None:

@@ -134,6 +134,11 @@ class Database:
         rows = self._rows(f"SELECT id, at, kind, subject, detail FROM events {where} ORDER BY id DESC LIMIT ?", (*values, limit))
         return [Event(key, at, name, about, json.loads(text)) for key, at, name, about, text in rows]
 
+    def events_after(self, last: int, limit: int = 1000) -> list[Event]:
+        """The lines of the history that follow the one with this id, oldest first."""
+        rows = self._rows("SELECT id, at, kind, subject, detail FROM events WHERE id > ? ORDER BY id LIMIT ?", (last, limit))
+        return [Event(key, at, name, about, json.loads(text)) for key, at, name, about, text in rows]
+
     def _rows(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         """The rows of one query."""
         with self._mutex, _translated(self.path, self.store):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import json
 import math
 import random
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
@@ -57,6 +58,20 @@ class Documents(Database):
         where, values = ("WHERE status = ?", (status,)) if status else ("", ())
         rows = self._rows(f"SELECT {_COLUMNS} FROM documents {where} ORDER BY sequence LIMIT ?", (*values, limit))
         return [DocumentRecord(*row) for row in rows]
+
+    def latest_documents(self, limit: int, after: str | None = None) -> list[DocumentRecord]:
+        """The latest documents, newest first; with ``after`` those that came before the one with this id. Raises NotFound."""
+        where, values = (
+            ("", ()) if after is None else ("WHERE sequence < (SELECT sequence FROM documents WHERE id = ?)", (self.document(after).id,))
+        )
+        return [
+            DocumentRecord(*row)
+            for row in self._rows(f"SELECT {_COLUMNS} FROM documents {where} ORDER BY sequence DESC LIMIT ?", (*values, limit))
+        ]
+
+    def statuses(self, ids: Sequence[str]) -> dict[str, DocumentStatus]:
+        """The status of each of these documents that there is."""
+        return dict(self._rows("SELECT id, status FROM documents WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)))
 
     def document(self, id_or_prefix: str) -> DocumentRecord:
         """One document, by its id or an unambiguous beginning of it."""

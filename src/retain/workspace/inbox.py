@@ -14,12 +14,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from retain.workspace.database import Database, now
 from retain.workspace.errors import Conflict, NotFound, WorkspaceError
 
 ArrivalStatus = Literal["pending", "learning", "done", "failed", "held"]
+STATUSES: tuple[ArrivalStatus, ...] = get_args(ArrivalStatus)
 MOST_ATTEMPTS = 3
 GATHERED = 2000  # arrivals in one commit
 _RECORD = "id, kind, name, source, domain, importance, status, reason, attempts, documents, received_at"
@@ -32,10 +33,11 @@ Receipts = list[tuple[str, bool]]
 
 
 class QueueFull(WorkspaceError):
-    """As many arrivals are waiting as may wait; nothing of what was sent was stored."""
+    """As many arrivals are waiting as may wait, of all or (``source``) of one source; nothing of what was sent was stored."""
 
-    def __init__(self) -> None:
-        super().__init__("too many documents are waiting to be learned already: send this again later")
+    def __init__(self, source: str | None = None) -> None:
+        whose = "" if source is None else f" of the source {source[:80]!r}" if source else " without a source"
+        super().__init__(f"too many documents{whose} are waiting to be learned already: send this again later")
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,11 @@ class Leased:
 class Inbox(Database):
     """The part of the ledger that knows arrivals."""
 
-    def receive(self, arrivals: Sequence[Arrival], room: int | None = None) -> list[tuple[str, bool]]:
+    def receive(self, arrivals: Sequence[Arrival], room: int | None = None, source_depth: int | None = None) -> list[tuple[str, bool]]:
         """Store arrivals durably, all in one commit; for each its id and whether it is new.
 
         One that failed, or whose documents were all forgotten, is new when it is sent again. Raises QueueFull, and stores none, when more
-        of them are new than there is ``room`` for.
+        of them are new than there is ``room`` for, or when more than ``source_depth`` of one of their sources would wait.
         """
         taken: list[tuple[str, bool]] = []
         with self.transaction():
@@ -106,11 +108,24 @@ class Inbox(Database):
                 self._connection.execute(_AGAIN if known else _NEW, values)
             if room is not None and sum(new for _, new in taken) > room:
                 raise QueueFull
+            fresh = {arrival.source for arrival, (_, new) in zip(arrivals, taken, strict=True) if new and source_depth is not None}
+            for source in sorted(fresh):
+                if (
+                    self._rows("SELECT count(*) FROM inbox WHERE source = ? AND status IN ('pending', 'learning')", (source,))[0][0]
+                    > source_depth
+                ):
+                    raise QueueFull(source)
         return taken
 
     def waiting(self) -> int:
         """Arrivals that are not learned yet and not given up."""
         return int(self._rows("SELECT count(*) FROM inbox WHERE status IN ('pending', 'learning')")[0][0])
+
+    def waiting_by_source(self, limit: int = 20) -> dict[str, int]:
+        """The sources of which most arrivals wait, with their number."""
+        statement = """SELECT source, count(*) AS number FROM inbox WHERE status IN ('pending', 'learning') GROUP BY source
+            ORDER BY number DESC, source LIMIT ?"""
+        return dict(self._rows(statement, (limit,)))
 
     def arrival_counts(self) -> dict[str, int]:
         """How many arrivals have each status."""
@@ -123,10 +138,21 @@ class Inbox(Database):
             raise NotFound("arrival", key)
         return _record(rows[0])
 
-    def arrivals(self, status: ArrivalStatus | None = None, limit: int = 100) -> list[ArrivalRecord]:
-        """The latest arrivals, newest first, all or those with one status."""
-        where, values = ("WHERE status = ?", (status,)) if status else ("", ())
-        return [_record(row) for row in self._rows(f"SELECT {_RECORD} FROM inbox {where} ORDER BY sequence DESC LIMIT ?", (*values, limit))]
+    def arrivals(
+        self, status: ArrivalStatus | None = None, limit: int = 100, *, after: str | None = None, ids: Sequence[str] | None = None
+    ) -> list[ArrivalRecord]:
+        """The latest arrivals, newest first: all or those with one status, those that came before the one with the id ``after``, those
+        with these ids. Raises NotFound when there is none with the id ``after``."""
+        where: dict[str, Any] = {
+            "status = ?": status,
+            "id IN (SELECT value FROM json_each(?))": None if ids is None else json.dumps(list(ids)),
+        }
+        if after is not None:
+            self.arrival(after)
+            where["sequence < (SELECT sequence FROM inbox WHERE id = ?)"] = after
+        given = {text: value for text, value in where.items() if value is not None}
+        statement = f"SELECT {_RECORD} FROM inbox WHERE {' AND '.join(given) or 'TRUE'} ORDER BY sequence DESC LIMIT ?"
+        return [_record(row) for row in self._rows(statement, (*given.values(), limit))]
 
     def lease(self, owner: str, seconds: float, limit: int = 1) -> list[Leased]:
         """Take the most important arrivals that may be tried now, of equal ones the oldest, for so many seconds."""
@@ -166,15 +192,23 @@ class Inbox(Database):
 
     def finish(self, key: str, owner: str, documents: Sequence[str], reason: str = "") -> None:
         """What arrived became these documents (or none, for a reason): its content is erased here. Raises Conflict, see :meth:`extend`."""
-        self._change(key, owner, "status = 'done', body = x'', documents = ?, reason = ?", (json.dumps(list(documents)), reason))
+        with self.transaction():
+            self._change(key, owner, "status = 'done', body = x'', documents = ?, reason = ?", (json.dumps(list(documents)), reason))
+            if self._all_forgotten(json.dumps(list(documents))):  # by somebody who was faster
+                self._connection.execute("UPDATE inbox SET name = '', source = '' WHERE id = ?", (key,))
+            self.log_event("done", key, {"documents": list(documents)})
 
     def fail(self, key: str, owner: str, reason: str) -> None:
         """It cannot be learned, however often it is tried. Its content stays until it is dropped or sent again."""
-        self._change(key, owner, "status = 'failed', reason = ?, attempts = attempts + 1", (reason,))
+        with self.transaction():
+            self._change(key, owner, "status = 'failed', reason = ?, attempts = attempts + 1", (reason,))
+            self.log_event("failed", key)
 
     def hold(self, key: str, owner: str, reason: str) -> None:
         """It waits for somebody to look at it."""
-        self._change(key, owner, "status = 'held', reason = ?", (reason,))
+        with self.transaction():
+            self._change(key, owner, "status = 'held', reason = ?", (reason,))
+            self.log_event("held", key)
 
     def retry(self, key: str, owner: str, reason: str, delay: float) -> None:
         """It could not be learned this time: try again after ``delay`` seconds, or give up after ``MOST_ATTEMPTS``."""
@@ -208,6 +242,7 @@ class Inbox(Database):
         why = reason if status == "pending" else f"given up after {attempts} attempts: {reason}"
         statement = "UPDATE inbox SET status = ?, attempts = ?, reason = ?, not_before = ?, owner = '' WHERE id = ?"
         self._connection.execute(statement, (status, attempts, why, not_before, key))
+        self.log_event(status, key, {"attempts": attempts})
 
     def _change(self, key: str, owner: str, what: str, values: tuple[Any, ...]) -> None:
         with self.transaction():
@@ -232,11 +267,11 @@ class GroupCommit:
     """Many threads hand in arrivals; those that come while a commit is being written share the next one.
 
     A commit waits for the disk, some milliseconds whatever is in it: alone that is a few hundred arrivals a second, together thousands.
-    ``depth``: how many may wait to be learned.
+    ``depth``: how many may wait to be learned; ``source_depth``: how many of one source.
     """
 
-    def __init__(self, inbox: Inbox, depth: int = 100_000) -> None:
-        self.inbox, self.depth = inbox, depth
+    def __init__(self, inbox: Inbox, depth: int = 100_000, source_depth: int | None = None) -> None:
+        self.inbox, self.depth, self.source_depth = inbox, depth, source_depth
         self._handed: queue.SimpleQueue[tuple[Sequence[Arrival], Future[Receipts]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="group-commit", daemon=True)
         self._thread.start()
@@ -276,13 +311,13 @@ class GroupCommit:
                 room = self.depth - self.inbox.waiting()
                 for arrivals, _ in gathered:
                     try:
-                        receipts = self.inbox.receive(arrivals, room)
+                        receipts = self.inbox.receive(arrivals, room, self.source_depth)
                     except QueueFull as full:
                         results.append(full)
                     else:
                         results.append(receipts)
                         room -= sum(new for _, new in receipts)
-        except Exception as error:
+        except BaseException as error:  # also DurabilityLost: nobody waits for ever
             for _, future in gathered:
                 future.set_exception(error)
             return

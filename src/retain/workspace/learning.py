@@ -60,14 +60,17 @@ class Learning:
             self.tell(Event("read", document.title))
             yield document
 
-    def queue(self, document: Document) -> Update | None:
-        """Store a document durably as pending; an update that changes nothing when it is known already to the configured learner."""
+    def queue(self, document: Document, since: str | None = None) -> Update | None:
+        """Store a document durably as pending; an update that changes nothing when it is known already to the configured learner, or was
+        learned after ``since`` (as the ledger writes the time) and reverted or forgotten again."""
         signature, learner = Signature.of(document.text), self.config.learn.learner
         known = next((record for record in self.ledger.documents() if record.id == document.id), None)
         if known is not None and known.status == "committed":
             if any(document.id in item.documents and item.learner == learner for item in self.ledger.state().adapters):
                 return self._unchanged(known.id, f"already learned as {known.title!r} in update {known.update}")
             return None
+        if known is not None and since and self.ledger.learned_since(known.id, since):
+            return self._unchanged(known.id, f"learned after it was sent, and {known.reason or known.status} since")
         if known is None and not document.pairs and not document.messages:
             twin = NearDuplicateIndex.restore(self.ledger.signatures().items()).find(signature)
             if twin is not None and self.ledger.document(twin.id).status == "committed":
@@ -113,8 +116,7 @@ class Learning:
                 record = self.ledger.commit_update(
                     "learn", before, after, documents=[document.id], chunks=outcome.chunks, certificate=outcome.certificate
                 )
-                if again:
-                    self.ledger.remove_probes(document.id)
+                self.ledger.remove_probes(document.id)  # of an earlier time, which another learner or a revert left
                 self.ledger.add_probes(probes)
                 self.ledger.set_study(document.id, study)
         except KeyboardInterrupt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -96,6 +97,11 @@ class Checkpoint:
     state: str
     created_at: str
 
+    @property
+    def automatic(self) -> bool:
+        """Whether nobody asked for it: "auto-" and the number of the update that it was made after."""
+        return re.fullmatch(r"auto-\d+", self.name) is not None
+
 
 @dataclass(frozen=True)
 class Event:
@@ -127,7 +133,7 @@ class State:
     adapters: tuple[ActiveAdapter, ...] = ()
     router: Mapping[str, Any] = field(default_factory=dict)  # calibration: JSON values
     retention: Mapping[str, str] = field(default_factory=dict)  # adapter that goes on learning -> what its retention methods remember
-    objects: Mapping[str, str] = field(default_factory=dict)  # any other object by name: optimizer, router tensors, replay
+    objects: Mapping[str, str] = field(default_factory=dict)  # any other object by name: the study skill
 
     def digests(self) -> set[str]:
         """The objects that this state needs."""

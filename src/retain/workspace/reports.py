@@ -96,7 +96,7 @@ class Diff(_Plain):
 @dataclass(frozen=True)
 class AdapterInfo(_Plain):
     """One adapter of the current state, or what a learner without adapters keeps (rank 0). ``bytes_per_document`` is None for one that
-    belongs to no document."""
+    belongs to no document; ``serves``: how many documents questions are routed to it for, 0 while it is disabled."""
 
     name: str
     digest: str
@@ -109,3 +109,4 @@ class AdapterInfo(_Plain):
     enabled: bool = True
     bytes_per_document: int | None = None
     learner: str = "lora"
+    serves: int = 0

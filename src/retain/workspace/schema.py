@@ -111,7 +111,9 @@ INBOX = (
     "CREATE INDEX inbox_by_turn ON inbox(status, importance DESC, sequence)",
 )
 
+WAITING = ("CREATE INDEX inbox_waiting ON inbox(source) WHERE status IN ('pending', 'learning')",)
+
 RELEASED = ("ALTER TABLE inbox ADD COLUMN released INTEGER NOT NULL DEFAULT 0",)
 
-MIGRATIONS: list[tuple[str, ...]] = [FIRST, INBOX, RELEASED]
+MIGRATIONS: list[tuple[str, ...]] = [FIRST, INBOX, RELEASED, WAITING]
 """`MIGRATIONS[n]` turns version n into version n + 1; the version is SQLite's `user_version`. Each runs in one transaction."""

@@ -141,7 +141,7 @@ class Store:
         """Remove the objects that are not in `keep` and were not stored within the last `grace` seconds, and left-over temporary files.
 
         The grace protects what a running update has stored but not yet committed; use 0 only when no update is running.
-        Returns the digests removed.
+        Returns the digests removed; their absence is durable.
         """
         limit = time.time() - grace
         removed = []
@@ -153,6 +153,8 @@ class Store:
         for path in (self.root / "objects").glob(f"??/{TEMPORARY}*"):
             if self._older(path, limit):
                 self.files.remove(path)
+        for folder in sorted({self.path(digest).parent for digest in removed}):
+            sync_folder(folder, self.files)  # what is forgotten must not come back with a power cut
         return removed
 
     @staticmethod

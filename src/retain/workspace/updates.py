@@ -12,6 +12,8 @@ from retain.workspace.errors import Conflict, Damaged, NotFound, check_name
 from retain.workspace.index import Index
 from retain.workspace.records import UPDATE_KINDS, Checkpoint, Chunk, DocumentStatus, State, UpdateKind, UpdateRecord, UpdateStatus, to_json
 
+FORGETTING = "forgetting"
+"""Among the ledger's facts, the document that was forgotten until what it left in the store is gone, too."""
 _COLUMNS = """id, sequence, kind, coalesce(parent, ''), created_at, coalesce(before, ''), coalesce(after, ''), certificate, status,
     expired"""
 
@@ -46,6 +48,12 @@ class Updates(Index):
             where, values = "WHERE id IN (SELECT update_id FROM update_documents WHERE document = ?)", (document,)
         rows = self._rows(f"SELECT {_COLUMNS} FROM updates {where} ORDER BY sequence DESC LIMIT ?", (*values, limit))
         return [self._record(row) for row in rows]
+
+    def learned_since(self, document: str, moment: str) -> bool:
+        """Whether an update learned the document at this time (as `now` writes it) or later, whatever became of it since."""
+        statement = """SELECT 1 FROM updates JOIN update_documents ON update_id = id
+            WHERE document = ? AND kind = 'learn' AND status <> 'rejected' AND created_at >= ? LIMIT 1"""
+        return bool(self._rows(statement, (document, moment)))
 
     def update(self, id_or_prefix: str) -> UpdateRecord:
         """One update, by its id or an unambiguous beginning of it."""
@@ -129,20 +137,24 @@ class Updates(Index):
         Goes with it: chunks, probes, study set, text, title, source and signature, and the name and source that the inbox has. States of
         the history since the document was first learned expire: the next `store.collect(referenced_digests())` removes them and their
         adapters, so nothing can return to them.
-        A checkpoint of such a state is a `Conflict`, unless `drop_checkpoints` removes it too. The document's id stays.
+        `FORGETTING` says so until whoever collects clears it.
+        A checkpoint of such a state is a `Conflict`, unless it is an automatic one or `drop_checkpoints` removes it too. The document's
+        id stays.
         """
         key = self.document(document).id
         with self.transaction():
             if after is not None and key in self.state(after).documents():
                 raise Conflict(f"the state after forgetting {key} still has an adapter that was learned from it")
             tainted = self._states_since(key) - {after}
-            held = [checkpoint.name for checkpoint in self.list_checkpoints() if checkpoint.state in tainted]
-            if held and not drop_checkpoints:
-                raise Conflict(f"{key} is also in the checkpoints {', '.join(held)}: delete them too with --drop-checkpoints, or keep it")
-            for name in held:
-                self.delete_checkpoint(name)
+            held = [checkpoint for checkpoint in self.list_checkpoints() if checkpoint.state in tainted]
+            asked = [checkpoint.name for checkpoint in held if not checkpoint.automatic]
+            if asked and not drop_checkpoints:
+                raise Conflict(f"{key} is also in the checkpoints {', '.join(asked)}: delete them too with --drop-checkpoints, or keep it")
+            for checkpoint in held:
+                self.delete_checkpoint(checkpoint.name)
             self._connection.executemany("UPDATE updates SET expired = 1 WHERE after = ?", [(state,) for state in tainted])
             record = self.commit_update("forget", before, after, documents=[key], certificate=certificate, mark="forgotten")
+            self.set_meta(FORGETTING, key)
             self._connection.execute(  # what arrived and became it: its content is gone since, its name and origin go now
                 "UPDATE inbox SET name = '', source = '' WHERE EXISTS (SELECT 1 FROM json_each(inbox.documents) WHERE value = ?)", (key,)
             )
@@ -164,6 +176,19 @@ class Updates(Index):
             self._connection.execute("INSERT OR REPLACE INTO checkpoints(name, state, created_at) VALUES (?, ?, ?)", values)
             self.log_event("checkpoint", name, {"state": wanted})
         return checkpoint
+
+    def save_automatic_checkpoint(self, after: int, kept: int) -> Checkpoint | None:
+        """Name the current state by the number of its update, once there are `after` updates since the latest automatic checkpoint; of
+        those the latest `kept` stay. All of it happens, or nothing."""
+        with self.transaction():
+            head = self.head_update()
+            number = self.update(head).sequence if head else 0
+            made = sorted((int(item.name.partition("-")[2]), item.name) for item in self.list_checkpoints() if item.automatic)
+            if number < after + (made[-1][0] if made else 0):
+                return None
+            for _, name in made[: max(0, len(made) + 1 - kept)]:
+                self.delete_checkpoint(name)
+            return self.save_checkpoint(f"auto-{number:06d}")
 
     def load_checkpoint(self, name: str) -> Checkpoint:
         """The checkpoint with this name. Looks it up only: `commit_update` with its state makes it current."""

@@ -15,12 +15,14 @@ from retain.data.errors import DataError
 from retain.data.fetch import Fetched, Unreachable, fetch
 from retain.data.readers.isolated import read_isolated
 from retain.learners.base import LearnerError
+from retain.learners.teacher import TeacherError
 from retain.training.loop import TrainingError
 from retain.workspace.continual import ContinualLM
-from retain.workspace.errors import Conflict, DiskFull, Locked
+from retain.workspace.errors import Conflict, DiskFull, Locked, WorkspaceError
 from retain.workspace.inbox import Arrival, Leased
 from retain.workspace.reports import Event
 from retain.workspace.suspicion import suspicion
+from retain.workspace.upkeep import Upkeep
 
 LEASE = 120.0  # seconds that a lease lasts unless it is held on to
 WAIT = 30.0  # seconds before the first try again; twice as many before the next
@@ -30,7 +32,8 @@ FULL = 60.0  # and while the disk is full
 
 class Worker:
     """Learns a workspace's arrivals one after another. Each is finished, tried again later, or given up with its reason; when the process
-    dies, the next worker finds it again, and what was committed already is known and not learned twice.
+    dies, the next worker finds it again, and what was committed already is known and not learned twice. Between two of them it does what
+    is due (:class:`Upkeep`).
 
     ``tell``: hears what happens, besides the workspace's own progress; ``fetcher``: gets what is at a web address, where serve.fetch
     allows that at all.
@@ -41,6 +44,7 @@ class Worker:
     ) -> None:
         self.lm, self.owner = lm, f"{socket.gethostname()}:{os.getpid()}"
         self._tell = tell or (lambda event: None)
+        self._upkeep = Upkeep(lm, self._tell)
         self._fetch = fetcher or (lambda url: fetch(url, largest=int(lm.config.serve.body_megabytes * 2**20)))
 
     def run(self, stop: threading.Event, idle: float = 1.0) -> None:
@@ -59,31 +63,46 @@ class Worker:
                 self.lm.ledger.end_leases(owner)
 
     def once(self) -> bool:
-        """Take one arrival and learn it; False when there is none that may be tried now."""
+        """Take one arrival and learn it, then do what is due; False when there is none that may be tried now.
+
+        What is wrong with an arrival is kept with it. Any other error is raised, for the process to start anew: with an attempt counted,
+        or one arrival could do it for ever; without, where the base cannot be loaded or the workspace itself is in trouble.
+        """
+        if self.lm.ledger.waiting():
+            _ = self.lm.model  # before the lease: a base that cannot be loaded is no arrival's fault
+        leased = self.lm.ledger.lease(self.owner, LEASE)
+        for one in leased:
+            self._take(one)
+        self._upkeep.run(idle=not leased)
+        return bool(leased)
+
+    def _take(self, one: Leased) -> None:
         ledger = self.lm.ledger
-        leased = ledger.lease(self.owner, LEASE)
-        if not leased:
-            return False
-        one = leased[0]
         try:
             with self._holding(one):
                 self._learn(one)
         except DataError as error:
             ledger.fail(one.id, self.owner, str(error))
-            self._tell(Event("note", f"{one.arrival.name or one.id} cannot be learned: {error}"))
-        except (TrainingError, LearnerError, MemoryError, Unreachable) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            ledger.retry(one.id, self.owner, reason, WAIT * 2**one.attempts)
-            self._tell(Event("note", f"{one.arrival.name or one.id} was not learned this time: {reason}"))
+            what = str(error) if error.path else f"{one.arrival.name or one.id}: {error}"
+            self._tell(Event("note", f"cannot be learned: {what}"))
+        except (TrainingError, LearnerError, TeacherError, MemoryError, Unreachable) as error:
+            self._retry(one, error)
         except (Locked, DiskFull) as error:
             ledger.give_back(one.id, self.owner, str(error), FULL if isinstance(error, DiskFull) else BUSY)
             self._tell(Event("note", str(error)))
         except Conflict as error:  # the lease was lost: somebody else has it
             self._tell(Event("note", str(error)))
-        except BaseException:
-            ledger.give_back(one.id, self.owner, "interrupted", 0.0)
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, WorkspaceError):
+                self._retry(one, error)
+            else:
+                ledger.give_back(one.id, self.owner, "interrupted", 0.0)
             raise
-        return True
+
+    def _retry(self, one: Leased, error: Exception) -> None:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        self.lm.ledger.retry(one.id, self.owner, reason, WAIT * 2**one.attempts)
+        self._tell(Event("note", f"{one.arrival.name or one.id} was not learned this time: {reason}"))
 
     def _learn(self, one: Leased) -> None:
         documents = self._read(one.arrival)
@@ -92,7 +111,7 @@ class Worker:
             if reason:
                 self.lm.ledger.hold(one.id, self.owner, reason)
                 return self._tell(Event("note", f"{one.arrival.name or one.id} waits for somebody to look at it: {reason}"))
-        updates = self.lm.learn_all(documents)
+        updates = self.lm.learn_all(documents, consolidate=False, since=self.lm.ledger.arrival(one.id).received_at)
         refused = [update.reason for update in updates if update.status == "rejected"]
         keys = list(dict.fromkeys(key for update in updates for key in update.documents))
         self.lm.ledger.finish(one.id, self.owner, keys, refused[0] if refused else "")
@@ -100,7 +119,8 @@ class Worker:
     def _read(self, arrival: Arrival) -> list[Document]:
         told = {"domain": arrival.domain, "importance": arrival.importance}
         if arrival.kind == "file":
-            return self._parsed(arrival.body, arrival.name, told)
+            found = self._parsed(arrival.body, arrival.name, told)
+            return [replace(document, source=arrival.source) for document in found] if arrival.source else found
         if arrival.kind == "url":
             if not self.lm.config.serve.fetch:
                 raise DataError("web addresses are not fetched here", path=arrival.name, fix="retain config set serve.fetch true")

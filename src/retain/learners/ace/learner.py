@@ -32,6 +32,10 @@ class Playbooks:
     studies = False
     injected = False
 
+    def check(self, model: LanguageModel, config: Config) -> None:
+        """Raise LearnerError when ``ace.url`` is set and the settings of the speaker behind it are not complete."""
+        speaker_of(model, config.ace)
+
     def learn(self, model: LanguageModel, lesson: Lesson, config: Config, tell: Tell) -> Learned:
         """The playbook of ``lesson.earlier`` with the document in it. Raises LearnerError when the speaker cannot be asked or wrote
         nothing that can be used, TrainingError when every change made held-out answers worse."""

@@ -31,12 +31,17 @@ class Doc2Lora:
     def __init__(self) -> None:
         self._loaded: tuple[tuple[Any, ...], Hypernetwork, dict[str, Any]] | None = None
 
+    def check(self, model: LanguageModel, config: Config) -> None:
+        """Raise LearnerError where there is no trained hypernetwork that reads documents for the model."""
+        network, _ = self.network(model, config)
+        if network.config.mode != "document":
+            raise LearnerError(f"{weights_path(model, config)}: this hypernetwork reads descriptions of tasks, not documents")
+
     def learn(self, model: LanguageModel, lesson: Lesson, config: Config, tell: Tell) -> Learned:
         """The adapter of a document. Raises LearnerError where there is no trained hypernetwork for the model."""
         began = time.perf_counter()
+        self.check(model, config)
         network, trained = self.network(model, config)
-        if network.config.mode != "document":
-            raise LearnerError(f"{weights_path(model, config)}: this hypernetwork reads descriptions of tasks, not documents")
         tokens = chunk_tokens(model, network.config, text_of(lesson.document))
         about = {"learner": self.name, "task": lesson.document.id, "steps": trained.get("steps")}
         adapter = write_adapter(network, model, tokens, about, lambda number: tell("reading", number, len(tokens), {})).half()

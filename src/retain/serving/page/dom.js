@@ -70,6 +70,9 @@ function refocused(old, fresh) {
 /** A small coloured word. */
 export const badge = (status) => el("span", { class: "badge", dataset: { status } }, status);
 
+/** Where something came from, as a part of a line; nothing where its title says it. */
+export const whence = ({ source, title }) => (source && source !== title && source !== "sent" ? `, from ${source}` : "");
+
 /** A pair of a description list. */
 export const fact = (name, ...value) => el("div", {}, el("dt", {}, name), el("dd", {}, ...value));
 

@@ -70,6 +70,7 @@ function table(updates) {
     ];
     return el("tr", {}, el("th", { scope: "row" }, String(update.sequence)), ...cells.map((cell) => el("td", {}, cell)));
   });
+  byId("forgetting-rows").hidden = !updates.length;
   byId("forgetting-table").replaceChildren(
     el("thead", {}, el("tr", {}, ...head_.map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, ...rows),
   );

@@ -1,9 +1,9 @@
 // History: what was changed when, with its certificate; reverting and forgetting.
 
 import { call } from "./api.js";
-import { badge, busily, byId, el, fact, moment, percent, rounded, say, seconds, show, sure, trouble } from "./dom.js";
+import { badge, busily, byId, el, fact, moment, percent, rounded, say, seconds, show, sure, trouble, whence } from "./dom.js";
 import { feed } from "./feed.js";
-import { fetchTitles, known, look, titlesOf } from "./known.js";
+import { fetchTitles, known, look, showsMore, titlesOf } from "./known.js";
 import { isOpen, whenOpened } from "./views.js";
 
 const MORE = 50;
@@ -131,7 +131,7 @@ function drawnDocument(item) {
     el("div", { class: "line" }, el("h3", {}, item.title || item.id), badge(item.reason === "reverted" ? "reverted" : item.status)),
     el(
       "div", { class: "line" },
-      el("p", { class: "muted small" }, `${item.domain}, ${item.chars.toLocaleString()} characters, ${item.id}, `, moment(item.added_at)),
+      el("p", { class: "muted small" }, `${item.domain}, ${item.chars.toLocaleString()} characters${whence(item)}, ${item.id}, `, moment(item.added_at)),
       action("Forget", `Forget ${item.title || item.id}`, (own) => forget(own, item)),
     ),
   );
@@ -151,6 +151,8 @@ byId("updates-more").addEventListener("click", () => {
   limit = Math.min(limit + 4 * MORE, 1000);
   load();
 });
+
+showsMore(byId("documents-more"), "documents", byId("documents"));
 
 let seen = ""; // what the history was when it was read
 known.addEventListener("change", () => {

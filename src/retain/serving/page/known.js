@@ -1,15 +1,20 @@
 // What was handed in and what is learned, read once for all views and again when the service says that it changed.
 
 import { call } from "./api.js";
+import { busily } from "./dom.js";
 import { feed } from "./feed.js";
 
-const LIMIT = 200;
+const STEP = 200; // items that a list shows at first, and more of with each wish
+const MOST = 1000; // items that the service gives at once
 const APART = 700; // milliseconds between two looks
 
 /** Tells "change" when arrivals, documents or the head of the history changed. */
-export const known = Object.assign(new EventTarget(), { arrivals: [], documents: [], adapters: [], models: [], error: null });
+export const known = Object.assign(new EventTarget(), {
+  arrivals: [], documents: [], adapters: [], models: [], error: null, more: { arrivals: false, documents: false },
+});
 
 const titles = new Map();
+const wanted = { arrivals: STEP, documents: STEP };
 let running = null;
 let again = false;
 
@@ -24,11 +29,8 @@ async function looking() {
   while (again) {
     again = false;
     try {
-      const [documents, adapters, models] = await Promise.all([
-        call(`/v1/documents?limit=${LIMIT}`), call("/v1/adapters"), call("/v1/models"),
-      ]);
-      Object.assign(known, { arrivals: documents.arrivals, documents: documents.documents, error: null });
-      Object.assign(known, { adapters: adapters.adapters, models: models.data });
+      const [lists, adapters, models] = await Promise.all([listed(), call("/v1/adapters"), call("/v1/models")]);
+      Object.assign(known, lists, { adapters: adapters.adapters, models: models.data, error: null });
       for (const item of known.documents) titles.set(item.id, item.title);
     } catch (error) {
       known.error = error;
@@ -36,6 +38,35 @@ async function looking() {
     known.dispatchEvent(new Event("change"));
     await new Promise((resolve) => setTimeout(resolve, APART));
   }
+}
+
+/** Arrivals and documents, of each as many as are wanted, page by page. */
+async function listed() {
+  const { arrivals, documents, has_more: more } = await call(`/v1/documents?limit=${STEP}`);
+  const lists = { arrivals, documents, more };
+  for (const kind of ["arrivals", "documents"]) {
+    while (more[kind] && lists[kind].length < wanted[kind]) {
+      const limit = Math.min(MOST, wanted[kind] - lists[kind].length);
+      const page = await call(`/v1/documents?limit=${limit}&after=${encodeURIComponent(lists[kind].at(-1).id)}`);
+      lists[kind] = [...lists[kind], ...page[kind]];
+      more[kind] = page.has_more[kind];
+    }
+  }
+  return lists;
+}
+
+/** A button that shows more of a list ("arrivals" or "documents"), and puts the keyboard on the first of what came. */
+export function showsMore(button, kind, list) {
+  button.addEventListener("click", () => busily(button, "Reading", async () => {
+    const before = new Set([...list.children].map((item) => item.dataset.item));
+    wanted[kind] += STEP;
+    await look();
+    const first = [...list.children].find((item) => !before.has(item.dataset.item));
+    if (!first) return;
+    first.tabIndex = -1;
+    first.focus();
+  }));
+  known.addEventListener("change", () => (button.hidden = !known.more[kind]));
 }
 
 /** A document's title, or its id where there is none. */

@@ -51,9 +51,8 @@ function later() {
 const works = () => last && !["commit", "note"].includes(last.kind) && (feed.state?.waiting > 0 || Date.now() / 1000 - last.at < 60);
 
 function phase() {
-  if (!last) return feed.state?.waiting ? "Waiting for the learner." : "Nothing to learn right now.";
   if (works()) return (PHASES[last.kind] ?? PHASES.note)(last);
-  return feed.state?.waiting ? `${last.message}. More is waiting.` : "Nothing to learn right now.";
+  return feed.state?.waiting ? "Waiting for the learner." : "Nothing to learn right now.";
 }
 
 function draw() {

@@ -1,8 +1,8 @@
 // Teach: hand in texts and files, and see what becomes of each.
 
 import { call } from "./api.js";
-import { badge, busily, byId, el, moment, say, show, sure, trouble } from "./dom.js";
-import { known, look, titleOf } from "./known.js";
+import { badge, busily, byId, el, moment, say, show, sure, trouble, whence } from "./dom.js";
+import { known, look, showsMore, titleOf } from "./known.js";
 import { whenOpened } from "./views.js";
 
 const domain = byId("teach-domain");
@@ -96,7 +96,7 @@ function drawn(item) {
     item.reason && el("p", { class: ["failed", "rejected", "held"].includes(item.status) ? "wrong" : "muted" }, item.reason),
     el(
       "div", { class: "line" },
-      el("p", { class: "muted small" }, `${item.domain}, importance ${item.importance}${tries}, received `, moment(item.received_at)),
+      el("p", { class: "muted small" }, `${item.domain}, importance ${item.importance}${tries}${whence(item)}, received `, moment(item.received_at)),
       actions.length ? el("div", { class: "row tight" }, ...actions) : "",
     ),
   );
@@ -142,4 +142,5 @@ known.addEventListener("change", () => {
   if (!first && changed.length) byId("teach-live").textContent = changed.slice(0, 3).map((item) => `${nameOf(item)}: ${item.status}`).join(". ");
   first = false;
 });
+showsMore(byId("arrivals-more"), "arrivals", byId("arrivals"));
 whenOpened("teach", look);

@@ -19,11 +19,14 @@ from retain.data.streams import Question
 from retain.evaluation.metrics import bootstrap, seed_interval
 from retain.evaluation.runs import Run
 from retain.learners.base import LearnerError
+from retain.learners.checks import check_ready
+from retain.learners.lora import check_sites
 from retain.learners.registry import check_learner, injects, names
 from retain.lm.devices import give_memory_back
 from retain.lm.model import LanguageModel
 from retain.training.loop import TrainingError
 from retain.workspace.comparison.arms import BASELINES, PASSAGES, Arm, Asked, Baseline, Workspace, arm_named, facts_of
+from retain.workspace.learning import with_learner
 from retain.workspace.reports import Event
 
 FIGURES = (
@@ -57,6 +60,20 @@ def arms_of(learners: str) -> list[str]:
     if not chosen:
         raise LearnerError("there is nothing to compare: name learners, such as lora,jitrl, or all")
     return [*BASELINES, *(name for name in chosen if name not in BASELINES)]
+
+
+def lacking(arms: Sequence[str], model: LanguageModel, config: Config) -> dict[str, str]:
+    """Why learners among the arms could not learn, by name; the others can be compared. Raises LearnerError for layers or targets that the
+    model does not have: plain fine-tuning needs them too."""
+    check_sites(model, config)
+    found = {}
+    for name in arms:
+        if name not in BASELINES:
+            try:
+                check_ready(model, with_learner(config, name))
+            except LearnerError as error:
+                found[name] = str(error)
+    return found
 
 
 def assign_questions(documents: Sequence[Document], questions: Sequence[Question], path: str | Path) -> list[Asked]:
