@@ -1,34 +1,32 @@
-"""``python -m benchmarks``: the benchmarks that take minutes, one after another; ``python -m benchmarks NAME`` runs one.
+"""``python -m benchmarks``: the benchmarks that take minutes, one after another; ``python -m benchmarks NAME [OPTIONS]`` runs one, with its
+options.
 
-Those of ``LONG`` take much longer and run only by name.
+Those of ``LONG`` take much longer, or need files that are fetched, and run only by name.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import takewhile
 
 QUICK = ("replay_sampling", "fisher", "adapters", "engine", "curvature", "retrieval")
-LONG = {
-    "stream": "benchmarks.stream.run",
-    "growth": "benchmarks.growth",
-    "consolidation": "benchmarks.consolidation",
-    "digits": "benchmarks.digits.run",
-    "learners": "benchmarks.learners",
-    "multitask": "benchmarks.multitask",
-    "multitask_speed": "benchmarks.multitask_speed",
-}
-ALL = {**{name: f"benchmarks.{name}" for name in QUICK}, **LONG}
+LONG = (
+    "stream.run", "digits.run", "growth", "consolidation", "learners", "update", "decoding", "ingest", "serving", "kills",
+    "multitask", "multitask_speed", "multitask_forgetting", "multitask_media", "multitask_text_answers",
+)  # fmt: skip
+ALL = {name.removesuffix(".run"): f"benchmarks.{name}" for name in (*QUICK, *LONG)}
 
 
 def main() -> int:
     """Run the named benchmarks, or the quick ones."""
-    names = sys.argv[1:] or list(QUICK)
+    given = list(takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
+    names, options = given or list(QUICK), sys.argv[1 + len(given) :]
     unknown = [name for name in names if name not in ALL]
     if unknown:
         print(f"unknown benchmark {unknown[0]!r}; there are {', '.join(ALL)}", file=sys.stderr)
         return 2
-    return max(subprocess.run([sys.executable, "-m", ALL[name]], check=False).returncode for name in names)
+    return max(subprocess.run([sys.executable, "-m", ALL[name], *options], check=False).returncode for name in names)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def times(arms: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[fl
 def main() -> None:
     """Learn, search, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", type=Path, default=HERE / "seft" / "founders.jsonl")
+    parser.add_argument("--task", default="founders")
     parser.add_argument("--top", type=int, default=20)
     parser.add_argument("--products", type=int, default=60)
     parser.add_argument("--tokens", type=int, default=512)

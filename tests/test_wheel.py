@@ -21,7 +21,7 @@ from tests.tiny import tiny_documents, tiny_questions
 import retain
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = {".py", ".typed", ".safetensors", ".json", ".yaml", ".html", ".css", ".js", ".svg"}
+SHIPPED = {".py", ".typed", ".safetensors", ".json", ".jsonl", ".yaml", ".html", ".css", ".js", ".svg"}
 
 
 @pytest.fixture(scope="module")

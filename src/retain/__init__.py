@@ -9,12 +9,15 @@ Names are resolved on first use, so that `import retain` is instant:
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retain.data import Document as Document
     from retain.lm import LanguageModel as LanguageModel
     from retain.workspace.continual import ContinualLM as ContinualLM
+
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # torch reads it when it is imported: what MPS lacks is computed on the CPU
 
 __version__ = "0.1.0"
 __all__ = ["ContinualLM", "Document", "LanguageModel", "__version__"]

@@ -159,6 +159,16 @@ def test_forgetting_dry_run_and_study(pair: list[object], place: Path) -> None:
     assert (place / "runs/forgetting-a-b-study/cells/rank-3/results.json").is_file()
 
 
+def test_the_pair_that_ships(pair: list[object], place: Path) -> None:
+    planned = run("forgetting", "--task1", "founders", "--task2", "bridges", *pair[4:], "--dry-run", "--json")
+    assert planned.exit_code == 0, planned.stderr
+    assert [task["name"] for task in json.loads(planned.stdout)["tasks"]] == ["founders", "bridges"]
+    (place / "two.yaml").write_text(f"tasks: [founders, b.jsonl]\nmodel: {pair[5]}\ntargets: [q_proj]\ntraining: {{batch: 4}}\n")
+    sequence = run("sequence", "two.yaml", "--dry-run", "--json")
+    assert sequence.exit_code == 0, sequence.stderr
+    assert [task["name"] for task in json.loads(sequence.stdout)["tasks"]] == ["founders", "b"]
+
+
 def test_forgetting_mistakes(pair: list[object], place: Path) -> None:
     cases = {
         "did you mean 'lora-seft'": ["--preset", "lora-sef"],
@@ -170,6 +180,8 @@ def test_forgetting_mistakes(pair: list[object], place: Path) -> None:
     for said, words in cases.items():
         result = run("forgetting", *pair, *words)
         assert result.exit_code == 2 and said in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    unknown = run("forgetting", "--task1", "foundrs", *pair[2:])
+    assert unknown.exit_code == 2 and "there is no task 'foundrs': did you mean 'founders'?" in unknown.stderr
     missing = run("forgetting", "--task1", "c.jsonl", *pair[2:])
     assert missing.exit_code == 2 and "c.jsonl" in missing.stderr
     assert run("curvature", "nowhere").exit_code == 2 and run("curvature", place).exit_code == 2

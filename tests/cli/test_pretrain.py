@@ -91,7 +91,7 @@ def test_interrupted_and_resumed(place: Path, monkeypatch: pytest.MonkeyPatch) -
         (["pretrain", "little.yaml", "--set", "corpus.paths=nowhere"], "nowhere: does not exist"),
         (["pretrain", "little.yaml", "--set", "model.context=1024"], "model.context: 1024 tokens are more than the 512 of the preset 5m"),
         (["pretrain", "little.yaml", "--set", "training.batch=4000"], "fewer than the 4000 of a batch"),
-        (["distill", "little.yaml"], "unknown key"),
+        (["distill", "little.yaml"], "little.yaml: this is a file for retain pretrain, and retain distill wants another"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(words: list[str], told: str) -> None:

@@ -128,3 +128,24 @@ def test_mistakes_leave_nothing_behind(words: tuple[str, ...], message: str, pla
     result = run(*words)
     assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
     assert not (place / "runs").exists()
+
+
+def test_a_file_for_another_command_is_told(place: Path) -> None:
+    from retain.cli.distill import distill
+    from retain.cli.hypernetwork import train_hypernetwork
+    from retain.cli.kinds import examples
+    from retain.cli.pretrain import pretrain
+
+    app = typer.Typer()
+    for name, program in (("train", train), ("pretrain", pretrain), ("distill", distill), ("train-hypernetwork", train_hypernetwork)):
+        add(app, program, name)
+    (place / "little.yaml").write_text(examples()["pretrain"].read_text(encoding="utf-8"))
+    (place / "student.yaml").write_text(examples()["distill"].read_text(encoding="utf-8"))
+    asked = [("pretrain", "wine.yaml", "train"), ("distill", "wine.yaml", "train"), ("train-hypernetwork", "wine.yaml", "train")]
+    asked += [("train", "little.yaml", "pretrain"), ("train", "student.yaml", "distill"), ("pretrain", "student.yaml", "distill")]
+    for command, file, right in asked:
+        result = CliRunner().invoke(app, [command, file], prog_name="retain")
+        said = f"{file}: this is a file for retain {right}, and retain {command} wants another"
+        assert result.exit_code == 2 and said in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    (place / "wine.yaml").write_text(EXPERIMENT.replace("tasks:", "task:"))  # its own file with a mistake is not another's
+    assert "task: unknown key; did you mean tasks?" in run("train", "wine.yaml").stderr

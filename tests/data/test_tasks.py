@@ -13,7 +13,7 @@ import pytest
 
 from retain.data import DataError
 from retain.data.duplicates import containment
-from retain.data.tasks import LanguageTask, TaskItem, load_task, load_tasks, read_items
+from retain.data.tasks import LanguageTask, TaskItem, load_task, load_tasks, read_items, shipped_tasks
 
 WORDS = re.findall(
     r"\w+",
@@ -204,3 +204,18 @@ def test_only_the_answer_is_learned(tokenizers: dict[str, Any], supervised_text:
             assert item.answers[0] in supervised_text(tokenizer, example) and "open" not in supervised_text(tokenizer, example)
             assert ("Passage" in tokenizer.decode(example.tokens)) == with_context
         assert len(task.examples(tokenizer)) == len(task.train)
+
+
+def test_two_tasks_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list(shipped_tasks()) == ["bridges", "founders"]
+    pair = load_tasks(["founders", "bridges"])
+    assert [task.name for task in pair] == ["founders", "bridges"]
+    assert all(len(task.train) + len(task.test) == 64 and task.test and not task.left_out for task in pair)
+    assert all("founded the town of" in item.question for item in pair[0].train)
+    with pytest.raises(DataError, match="there is no task 'foundrs': did you mean 'founders'"):
+        load_task("foundrs")
+    with pytest.raises(DataError, match="there is no task 'capitals': there are bridges, founders, mmlu:SUBJECT, and files"):
+        load_task("capitals")
+    plain(tmp_path / "founders")  # a file of one's own goes before it
+    assert load_task("founders").train[0].question.startswith("In which year")

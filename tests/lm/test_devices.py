@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -13,7 +14,17 @@ import pytest
 import torch
 
 from retain.config import ModelConfig
-from retain.lm.devices import BF16_FLAGS, Machine, choose_device, choose_precision, machine, machine_facts, use_threads
+from retain.lm.devices import (
+    BF16_FLAGS,
+    Machine,
+    choose_device,
+    choose_precision,
+    machine,
+    machine_facts,
+    out_of_memory,
+    training_precision,
+    use_threads,
+)
 
 
 def made(flags: tuple[str, ...] = (), cuda: str | None = None, cuda_bf16: bool = False, mps: bool = False) -> Machine:
@@ -38,6 +49,30 @@ def test_graphics_processors() -> None:
     assert choose_precision(cuda, "auto", made(cuda="new", cuda_bf16=True)) == torch.bfloat16
     assert choose_precision(cuda, "auto", made(cuda="old")) == torch.float16
     assert choose_precision(mps, "auto", made(mps=True)) == torch.float16
+
+
+def test_weights_are_trained_in_what_the_device_computes_in_but_not_in_float16() -> None:
+    cpu, cuda, mps = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
+    assert training_precision(cpu, "auto", made(("avx512_bf16",))) == torch.bfloat16
+    assert training_precision(cpu, "auto", made(("avx512f",))) == torch.float32
+    assert training_precision(cuda, "auto", made(cuda="new", cuda_bf16=True)) == torch.bfloat16
+    assert training_precision(cuda, "auto", made(cuda="old")) == training_precision(mps, "auto", made(mps=True)) == torch.float32
+    assert training_precision(cpu, "bfloat16", made()) == torch.bfloat16 and training_precision(mps, "bfloat16", made()) == torch.float32
+
+
+def test_the_errors_of_a_full_device_are_known() -> None:
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 8.86 GB, max allowed: 9.07 GB)"))
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) and not out_of_memory(ValueError("out of memory"))
+
+
+def test_operators_that_mps_lacks_are_computed_on_the_cpu_unless_told_otherwise() -> None:
+    """torch reads the variable when it is imported, so importing retain sets it and imports no torch."""
+    code = "import os, sys, retain; print(os.environ['PYTORCH_ENABLE_MPS_FALLBACK'], 'torch' in sys.modules)"
+    for given, expected in (({}, "1 False"), ({"PYTORCH_ENABLE_MPS_FALLBACK": "0"}, "0 False")):
+        clean = {key: value for key, value in os.environ.items() if key != "PYTORCH_ENABLE_MPS_FALLBACK"}
+        found = subprocess.run([sys.executable, "-c", code], env={**clean, **given}, capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == expected
 
 
 def test_a_wish_is_granted_where_the_device_can(caplog: pytest.LogCaptureFixture) -> None:

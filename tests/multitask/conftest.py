@@ -143,9 +143,11 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Callable[..., ExperimentConfig]:
-    """``experiment(backbone, tasks, training={...}, ...)``: a configuration whose files are in the test's folder."""
+    """``experiment(backbone, tasks, training={...}, ...)``: a configuration whose files are in the test's folder. In float32, to compare
+    with figures that are computed otherwise; what ``auto`` is depends on the machine."""
 
     def make(backbone: Mapping[str, Any], tasks: Mapping[str, Any], **sections: Any) -> ExperimentConfig:
+        sections["training"] = {"precision": "float32", **sections.get("training", {})}
         return parse_experiment({"backbone": dict(backbone), "tasks": dict(tasks), **sections}, tmp_path)
 
     return make

@@ -11,8 +11,11 @@ import torch
 from tests.multitask.conftest import table, write
 
 from retain.multitask import Experiment, assemble, train
+from retain.multitask.config import SentinelConfig
 from retain.multitask.conflicts import backward, project
 from retain.multitask.sampling import one_pass, schedule_of
+from retain.multitask.sentinel import Sentinel
+from retain.training.loop import TrainingError
 
 SIZES = {"a": [5] * 100, "b": [7] * 10, "c": [3] * 30}
 
@@ -102,6 +105,84 @@ def test_a_step_is_the_weighted_mean_of_its_batches(made: Any) -> None:
     total.backward()
     for name, value in given.network.learning().items():
         assert value.grad is not None and torch.allclose(found[name], value.grad, atol=1e-7), name
+
+
+def test_a_batch_in_pieces_has_the_gradients_of_the_whole(made: Any) -> None:
+    given = made()
+    batches = [("kind", [0, 1, 2, 3, 4]), ("size", [3, 4])]
+    whole = gradients(given, batches)
+    values = [backward(given, batches, given.network.learning(), seed=0, pieces=pieces) for pieces in (1, 2, 4, 8)]
+    for other in values[1:]:
+        assert other == pytest.approx(values[0], rel=1e-5)
+    given.network.zero_grad()
+    backward(given, batches, given.network.learning(), seed=0, pieces=2)
+    for name, value in given.network.learning().items():
+        assert value.grad is not None and torch.allclose(whole[name], value.grad, atol=1e-6), name
+
+
+class Full:
+    """A network on a device with room for so many records; ``passes``: how many were in each."""
+
+    def __init__(self, network: Any, room: int, error: RuntimeError) -> None:
+        self.room, self.error, self.passes = room, error, list[int]()
+        self.forward = network.forward
+        network.forward = self
+
+    def __call__(self, task: str, inputs: dict[str, torch.Tensor]) -> Any:
+        count = len(next(iter(inputs.values())))
+        if torch.is_grad_enabled():
+            self.passes.append(count)
+            if count > self.room:
+                raise self.error
+        return self.forward(task, inputs)
+
+
+CUDA, MPS = torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("MPS backend out of memory (MPS allocated: 8.86 GB)")
+
+
+@pytest.mark.parametrize("error", [CUDA, MPS], ids=["cuda", "mps"])
+def test_a_full_device_gets_smaller_batches_and_learns_the_same(error: RuntimeError, made: Any, tmp_path: Path) -> None:
+    training = {"epochs": 1, "batch": 16}
+    plain, full = made(training=training), made(training=training)
+    device = Full(full.network, 5, error)
+    told: list[str] = []
+    train(plain, tmp_path / "plain")
+    train(full, tmp_path / "full", tell=lambda event, fields: told.append(fields["message"]) if event == "note" else None)
+    assert [line for line in told if "memory" in line] == [
+        "out of memory: batches go through the network in 2 pieces of at most 8 records from here on",
+        "out of memory: batches go through the network in 4 pieces of at most 4 records from here on",
+    ]
+    assert device.passes[:3] == [16, 8, 4] and max(device.passes[3:]) == 4
+    for name, value in plain.network.learning().items():
+        assert torch.allclose(value, full.network.learning()[name], atol=1e-4), name
+
+
+def test_the_sentinel_sees_the_same_gradients_of_pieces(made: Any, tmp_path: Path) -> None:
+    """The norms of 16 records, from one batch and from two halves of it."""
+    seen = []
+    for pieces in (1, 2):
+        given = made(training={"batch": 16})
+        sentinel = Sentinel(given, SentinelConfig(triggers=None), tmp_path)
+        sentinel.begin(0, ["kind"], 0)
+        with sentinel.watching():
+            backward(given, [("kind", list(range(16)))], given.network.learning(), seed=0, looks=[sentinel.look], pieces=pieces)
+        sentinel.judge()
+        seen.append(sentinel.tensors())
+    name = "latest/kind/gradient/values"
+    assert seen[0][name].numel() >= 16 and float(seen[0][name].abs().max()) > 0
+    assert torch.allclose(seen[0][name], seen[1][name], rtol=1e-4)
+
+
+def test_a_record_without_room_and_other_errors_stop(made: Any, tmp_path: Path) -> None:
+    given = made(training={"epochs": 1, "batch": 4})
+    Full(given.network, 0, CUDA)
+    with pytest.raises(TrainingError, match="no memory for a single record"):
+        train(given, tmp_path / "none")
+    given = made(training={"epochs": 1, "batch": 4})
+    device = Full(given.network, 0, RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        train(given, tmp_path / "other")
+    assert len(device.passes) == 1
 
 
 def test_pcgrad_takes_part_in_training(made: Any) -> None:

@@ -13,6 +13,7 @@ from tests.multitask.conftest import entity_rows, table, topic_rows, write
 
 from retain.config import ConfigError
 from retain.data.errors import DataError
+from retain.lm.devices import Machine
 from retain.multitask import Callback, Predictor, Progress, assemble, train
 from retain.multitask.tasks.heads import Heads
 from retain.training.loop import TrainingError
@@ -298,3 +299,21 @@ def test_bfloat16_learns_too_and_answers_in_it(tmp_path: Path, experiment: Any, 
     assert results["tasks"]["t"]["validation"]["accuracy"] > 0.8 and model.precision == torch.bfloat16
     assert all(value.dtype == torch.float32 for value in model.network.parameters())
     assert model.predict(["the goal"])[0]["t"]["label"] in ("food", "space", "sport")
+
+
+def test_precision_follows_the_processor_for_pretrained_networks_alone(
+    tmp_path: Path, experiment: Any, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rule as for language models; a small network that begins at random gains nothing from bfloat16."""
+    write(tmp_path / "t.jsonl", topic_rows(40))
+    write(tmp_path / "digits.jsonl", table("digits")[:40])
+    keys: dict[str, Any] = {"training": {"precision": "auto", "device": "cpu"}}
+    text = experiment(
+        {"kind": "text", "model": str(bert), "max_length": 32}, {"t": {"kind": "classification", "label": "topic"}},
+        data={"train": ["t.jsonl"]}, **keys,
+    )  # fmt: skip
+    rows = experiment({"kind": "sequential"}, {"t": {"kind": "classification"}}, data={"train": ["digits.jsonl"]}, **keys)
+    for flags, expected in (({"avx512_bf16"}, torch.bfloat16), ({"avx512f"}, torch.float32)):
+        here = Machine("a processor", 2, frozenset(flags), 2**34, None, False, False)
+        monkeypatch.setattr("retain.lm.devices.machine", lambda here=here: here)
+        assert assemble(text).precision == expected and assemble(rows).precision == torch.float32

@@ -97,7 +97,8 @@ def test_an_adapter_that_goes_on_is_held_to_itself_and_not_to_the_base() -> None
     grown = noisy(fresh)
     assert abs(term_at(Distillation(general), grown, grown)) < 1e-4 < 0.1 < term_at(Distillation(general, teacher="base"), grown, grown)
     assert abs(term_at(Distillation(general, teacher="base"), fresh, grown)) < 1e-4 < 0.1 < term_at(Distillation(general), fresh, grown)
-    assert term_at(Distillation(general), fresh, fresh) == pytest.approx(term_at(Distillation(general, teacher="base"), fresh, fresh), abs=1e-5)
+    same = [term_at(Distillation(general, teacher=teacher), fresh, fresh) for teacher in ("before", "base")]
+    assert same[0] == pytest.approx(same[1], abs=1e-5)  # for a fresh adapter there is no difference
 
 
 def test_learning_on_keeps_what_the_grown_adapter_says() -> None:

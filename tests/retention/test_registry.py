@@ -9,6 +9,7 @@ from tests.retention.tiny import learn, objective_of, ragged, table, tiny_model,
 from retain.config import RetentionConfig
 from retain.retention import (
     EWC,
+    L2,
     DarkReplay,
     Distillation,
     OrthogonalLora,
@@ -34,16 +35,18 @@ def test_every_method_declares_what_it_is() -> None:
 
 def test_settings_reach_the_methods() -> None:
     config = RetentionConfig.model_validate(
-        {"ewc": {"lambda": 7.0, "gamma": 0.9}, "replay": {"capacity": 12, "strategy": "diversity", "fraction": 0.25}, "kl": {"weight": 2.0},
-         "olora": {"weight": 0.3}, "derpp": {"alpha": 0.1, "beta": 0.9}}
+        {"ewc": {"lambda": 7.0, "gamma": 0.9, "form": "online"}, "replay": {"capacity": 12, "strategy": "diversity", "fraction": 0.25},
+         "kl": {"weight": 2.0}, "olora": {"weight": 0.3}, "derpp": {"alpha": 0.1, "beta": 0.9}}
     )  # fmt: skip
     resources = Resources(general=ragged(3), earlier=[tiny_params(tiny_model())], seed=4)
     ewc, replay, kl, olora, derpp = build(["ewc", "replay", "kl", "olora", "derpp"], config, resources)
-    assert isinstance(ewc, EWC) and (ewc.strength, ewc.gamma) == (7.0, 0.9)
+    assert isinstance(ewc, EWC) and (ewc.strength, ewc.gamma, ewc.form) == (7.0, 0.9, "online")
     assert isinstance(replay, Replay) and (replay.buffer.capacity, replay.buffer.strategy, replay.fraction) == (12, "diversity", 0.25)
     assert isinstance(kl, Distillation) and kl.weight == 2.0 and kl.general == tuple(ragged(3)) and not kl.on_replayed
     assert isinstance(olora, OrthogonalLora) and olora.weight == 0.3 and olora.tasks == 1
     assert isinstance(derpp, DarkReplay) and (derpp.alpha, derpp.beta) == (0.1, 0.9)
+    (l2,) = build(["l2"], config)
+    assert isinstance(l2, L2) and l2.form == "online"
     (alone,) = build(["kl"], config)
     assert isinstance(alone, Distillation) and alone.on_replayed  # without general text, replayed text is what it has
 

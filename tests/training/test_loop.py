@@ -225,3 +225,41 @@ def test_stochastic_gradient_descent_takes_the_plain_step(tiny_model: DecoderLM)
     assert report.steps == 1
     for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
         assert torch.allclose(moved[name], leaf - 0.5 * gradient, atol=1e-6), name
+
+
+class Full(AdapterObjective):
+    """An objective on a device with room for so many examples at once; ``passes``: how many were in each."""
+
+    room = 2
+
+    def loss(self, examples: Sequence[Example], params: Params) -> Tensor:
+        if not hasattr(self, "passes"):
+            self.passes: list[int] = []
+        self.passes.append(len(examples))
+        if len(examples) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().loss(examples, params)
+
+
+def test_a_full_device_gets_smaller_pieces_and_learns_the_same(tiny_model: DecoderLM, caplog: pytest.LogCaptureFixture) -> None:
+    examples = asked(tiny_model, tiny_questions()[:8], (1, 2))
+    settings = TrainingSettings(learning_rate=1e-3, epochs=2, batch_examples=8)
+    plain, expected = learn(tiny_model, examples, settings)
+    assert not caplog.records
+    sites, params = fresh(tiny_model)
+    objective = Full(tiny_model, sites, SCALE)
+    found = train(Task("t", examples, objective), params, settings)
+    assert objective.passes[:3] == [8, 4, 2] and set(objective.passes[3:]) == {2}
+    assert [record.getMessage() for record in caplog.records] == [
+        "task t: out of memory: a step goes through the model in 2 pieces from here on",
+        "task t: out of memory: a step goes through the model in 4 pieces from here on",
+    ]
+    assert found.losses == pytest.approx(expected.losses, abs=1e-4) and found.steps == expected.steps
+    assert all(torch.allclose(plain[name], params[name], atol=1e-3) for name in plain)
+
+
+def test_an_example_without_room_stops(tiny_model: DecoderLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Full, "room", 0)
+    sites, params = fresh(tiny_model)
+    with pytest.raises(TrainingError, match="no memory for a single example"):
+        train(Task("t", asked(tiny_model, tiny_questions()[:4], (1,)), Full(tiny_model, sites, SCALE)), params, SHORT)

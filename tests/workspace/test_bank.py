@@ -119,6 +119,10 @@ def test_questions_are_graded_with_the_options_of_asking(lm: ContinualLM) -> Non
     assert told == [(len(items), len(items))] and right["routed"] == len(items)
     assert lm.evaluate(items, adapters=[other], retrieval=False)["contains"] < right["contains"]
     assert lm.evaluate(items, adapters=[], in_context=True)["contains"] > lm.evaluate(items, adapters=[])["contains"]
+    silent = {own: 0.0}  # its document alone, to be read
+    read, unread = (lm.evaluate(items, adapters=silent, retrieval=shown) for shown in (True, False))
+    assert read["contains"] > unread["contains"]
+    assert lm.config.generate.retrieval and lm.evaluate(items, adapters=silent) == read
     with_passages = lm.evaluate(items, retrieval=True)
     answers = [lm.ask(item.question, retrieval=True, max_tokens=24).text for item in items]
     assert [row["answer"].strip() for row in with_passages["items"]] == answers

@@ -22,9 +22,7 @@ from retain.workspace.continual import ContinualLM
 from retain.workspace.learning import with_learner
 
 FIRST, SECOND = (Document.from_text(text, title) for title, text in tiny_documents()[:2])
-QUICK: dict[str, Any] = {
-    "learn": {"learner": "jitrl"}, "study": {"writer": "none"}, "model": {"precision": "float32"}, "gate": {"max_perplexity_rise": 9.0},
-}  # fmt: skip
+QUICK = {"learn.learner": "jitrl", "study.writer": "none", "model.precision": "float32", "gate.max_perplexity_rise": 9.0}
 
 
 def config_of(**values: Any) -> Config:

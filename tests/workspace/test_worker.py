@@ -104,8 +104,11 @@ def test_an_error_that_nobody_expects_ends_the_process_and_not_the_queue(lm: Con
     assert not Worker(lm).once(), "it is tried again later"
 
 
-def test_a_base_that_cannot_be_loaded_is_no_arrivals_fault(tmp_path: Path) -> None:
-    with ContinualLM.open(tmp_path / "work", str(tmp_path / "nowhere"), config=load_config(None, SETTINGS)) as lm:
+@pytest.mark.parametrize("wrong", ["base", "settings"])
+def test_what_allows_no_learning_is_no_arrivals_fault(wrong: str, tmp_path: Path, tiny_model: Any) -> None:
+    model = str(tmp_path / "nowhere") if wrong == "base" else tiny_model
+    settings = SETTINGS if wrong == "base" else {**SETTINGS, "learn": {**SETTINGS["learn"], "learner": "lora", "targets": ["nowhere"]}}
+    with ContinualLM.open(tmp_path / "work", model, config=load_config(None, settings)) as lm:
         ((key, _),) = lm.ledger.receive([text(0)])
         for _ in range(4):
             with pytest.raises(Exception, match="nowhere"):

@@ -102,7 +102,7 @@ def show_adapter(
 )
 def merge(
     here: Session,
-    names: Annotated[list[str], typer.Argument(metavar="NAME[=WEIGHT]...", help="Adapters to merge, each with weight 1 or its own.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME[=WEIGHT]", help="Adapters to merge, each with weight 1 or its own.")],
     into: Annotated[str, typer.Option(help="Name of the merged adapter.", metavar="NAME")],
     method: Annotated[str, typer.Option(help="Way of merging: concatenate, linear, ties, dare.", metavar="METHOD")] = "ties",
     density: Annotated[

@@ -27,10 +27,12 @@ def distill(
     prompt by prompt, the answers are filtered and learned.
     """
     from retain.cli.experiment.options import settings
+    from retain.cli.kinds import meant_for
     from retain.pretraining import DistillConfig, plan_distillation, read_config
     from retain.pretraining import distill as run
 
-    wanted = read_config(DistillConfig, config, settings(values, {"out": out}))
+    with meant_for("distill", config):
+        wanted = read_config(DistillConfig, config, settings(values, {"out": out}))
     with Progress(here) as progress:
         if dry_run:
             show_plan(here, plan_distillation(wanted, progress.watch()))

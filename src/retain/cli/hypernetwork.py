@@ -35,11 +35,14 @@ def train_hypernetwork(here: Session, config: Settings, resume: Resume = False, 
     The base model with the document in its prompt teaches the base model with the adapter. Checkpoints, metrics and the finished network
     are in the directory that the file names (out).
     """
+    from retain.cli.kinds import meant_for
     from retain.evaluation.control import load_control
     from retain.learners.doc2lora import Run, load_settings
     from retain.lm.loading import load_model
 
-    settings, where = load_settings(config), here.config.model
+    with meant_for("hypernetwork", config):
+        settings = load_settings(config)
+    where = here.config.model
     with here.waiting("loading the model"):
         precision, cache = settings.precision, where.cache_dir
         model = load_model(settings.model, device=where.device, precision=precision, cache_dir=cache, threads=where.threads)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -26,8 +27,31 @@ def kind_of(values: Mapping[str, Any]) -> str:
 
     if set(values) <= set(Config.model_fields):
         return "workspace"
-    known = {kind: sum(key in section_of(kind).model_fields for key in values) for kind in KINDS}
-    return max(KINDS, key=lambda kind: known[kind])
+    return max(KINDS, key=lambda kind: _known(values, kind))
+
+
+def _known(values: Mapping[str, Any], kind: str) -> int:
+    return sum(key in section_of(kind).model_fields for key in values)
+
+
+@contextlib.contextmanager
+def meant_for(kind: str, path: Path) -> Iterator[None]:
+    """Read a file of this kind in the block. What is wrong with it is told as it is, unless the file is rather one for another command."""
+    from retain.cli.errors import CommandError
+    from retain.config import ConfigError, parse_yaml
+    from retain.data.errors import DataError
+
+    try:
+        yield
+    except (ConfigError, DataError):
+        try:
+            values = parse_yaml(path.expanduser().read_text(encoding="utf-8"))
+        except Exception:  # unreadable, or not YAML: that has been said
+            values = None
+        other = kind_of(values) if isinstance(values, Mapping) else kind
+        if _known(values or {}, other) > _known(values or {}, kind):
+            raise CommandError(f"{path}: this is a file for {KINDS[other]}, and {KINDS[kind]} wants another") from None
+        raise
 
 
 def section_of(kind: str) -> Any:

@@ -42,10 +42,12 @@ def pretrain(
     pretrain CONFIG.
     """
     from retain.cli.experiment.options import settings
+    from retain.cli.kinds import meant_for
     from retain.pretraining import PretrainConfig, plan, read_config
     from retain.pretraining import pretrain as run
 
-    wanted = read_config(PretrainConfig, config, settings(values, {"out": out}))
+    with meant_for("pretrain", config):
+        wanted = read_config(PretrainConfig, config, settings(values, {"out": out}))
     with Progress(here) as progress:
         if dry_run:
             show_plan(here, plan(wanted, progress.watch()))

@@ -41,12 +41,14 @@ def train(
     Records are checked before anything is learned. The best step by the chosen metric is kept; `retain predict` answers with it.
     """
     from retain.cli.experiment.options import place_of, resumable, settings, writers_of
+    from retain.cli.kinds import meant_for
     from retain.cli.progress import watching
     from retain.evaluation.runs import Run
     from retain.multitask import assemble, load_experiment, plan_experiment
     from retain.multitask import train as learn
 
-    config = load_experiment(file, settings(values, {}))
+    with meant_for("train", file):
+        config = load_experiment(file, settings(values, {}))
     with here.waiting("reading records and loading the backbone"):
         experiment = assemble(config)
     if dry_run:

@@ -26,7 +26,7 @@ class ModelConfig(Section):
 
     name: str = Field(
         "smollm2-135m-instruct",
-        description="Base model: the embedded model's name, a directory, a GGUF file or a hub name; a workspace keeps that of what it learned",
+        description="Base model: the embedded model's name, a directory, a GGUF file or a hub name; what was learned keeps its base",
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format; auto takes what the device is fast in"

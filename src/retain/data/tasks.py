@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 from retain.data.chat import Tokenizer
 from retain.data.choices import Choice, find_mmlu, letter_example, load_choices, mmlu_subject, read_choices
 from retain.data.duplicates import shingles
-from retain.data.errors import DataError, Note
+from retain.data.errors import DataError, Note, did_you_mean
 from retain.data.examples import Example, question_example
 from retain.data.readers.plain import read_text
 from retain.data.readers.records import parse_json, read_records
@@ -74,10 +75,10 @@ def load_task(
     """A task from a file, or from a subject of MMLU.
 
     spec: JSON lines with prompt and completion, with question and answer, or with choices; a SQuAD file; MMLU's CSV; BIG-bench's
-    task.json; "mmlu:SUBJECT", whose files are in the folder ``data``. split: "random" holds out a share ``held_out``, the same for equal
-    ``seed`` whatever the order in the file; "files" learns NAME_dev and NAME_val and holds out NAME_test, as MMLU is meant, where "random"
-    mixes them. Passages, and questions that are nearly the same, stay together. limit: at most this many items in both halves together.
-    letters: whether multiple choice is learned and asked by letter (default: where that is the custom).
+    task.json; "mmlu:SUBJECT", whose files are in the folder ``data``; a name of :func:`shipped_tasks`. split: "random" holds out a share
+    ``held_out``, the same for equal ``seed`` whatever the order in the file; "files" learns NAME_dev and NAME_val and holds out NAME_test,
+    as MMLU is meant, where "random" mixes them. Passages, and questions that are nearly the same, stay together. limit: at most this many
+    items in both halves together. letters: whether multiple choice is learned and asked by letter (default: where that is the custom).
 
     Raises:
         DataError: with file, line and field; or nothing can be held out.
@@ -131,6 +132,17 @@ def load_tasks(specs: Sequence[str | Path], *, data: str | Path | None = None, s
     return kept
 
 
+def shipped_tasks() -> dict[str, Path]:
+    """The tasks that come with retain, by name: who founded invented towns (``founders``), what their bridges are made of (``bridges``)."""
+    folder = Path(str(files("retain").joinpath("data", "shipped")))
+    return {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+
+
+def is_shipped(name: str) -> bool:
+    """Whether a task is meant that comes with retain; a file or folder of that name goes before it."""
+    return name in shipped_tasks() and not Path(name).exists()
+
+
 def read_items(path: str | Path) -> list[TaskItem]:
     """All items of one file, in its order; see :func:`load_task` for the forms. Raises DataError."""
     place = Path(path).expanduser()
@@ -176,6 +188,11 @@ def _by_file(spec: str | Path, data: str | Path | None) -> dict[str, list[TaskIt
             raise DataError(f"holds no {subject}_test.csv", path=data or ".", fix="the folder of MMLU's data, with dev, val and test")
         return {key: _choices(read_choices(path, subject), letters=True) for key, path in files.items() if path is not None}
     path = Path(spec).expanduser()
+    if is_shipped(name):
+        path = shipped_tasks()[name]
+    elif path.name == name and not path.suffix and not path.exists():
+        hint, there = did_you_mean(name, shipped_tasks()), f"there are {', '.join(shipped_tasks())}, mmlu:SUBJECT, and files"
+        raise DataError(f"there is no task {name!r}: {hint or there}")
     if not path.stem.endswith("_test"):
         return {"all": read_items(path)}
     stem = path.stem.removesuffix("_test")

@@ -106,9 +106,14 @@ def locate(name_or_path: str, cache: Path) -> Source:
         return Source(_from_gguf(path, cache), path.stem)
     if path.is_dir():
         return Source(path, path.resolve().name)
-    if path.suffix.lower() == ".gguf" or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1 or "\\" in name_or_path:
+    if names_a_path(name_or_path):
         raise LanguageModelError(f"there is no model at {name_or_path}: give {LOCAL_WAYS}")
     return Source(_from_hub(name_or_path), name_or_path)
+
+
+def names_a_path(name: str) -> bool:
+    """Whether a model's name can only be a folder or a file; what is neither here nor this is looked for in the hub."""
+    return name.lower().endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def read_config(directory: Path, *, complete: bool = False) -> dict[str, Any]:

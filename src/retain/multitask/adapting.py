@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,8 +15,8 @@ from retain.config import ConfigError
 from retain.data.errors import did_you_mean
 from retain.lm.loading import quiet
 from retain.multitask.config import BackboneConfig, FreezeConfig, PeftConfig
+from retain.multitask.quantising import quantised
 
-LORA = ("lora", "rslora", "dora", "adalora")
 KEYS_AND_VALUES = ("k", "v", "key", "value", "k_proj", "v_proj", "k_lin", "v_lin", "c_attn", "query_key_value", "Wqkv")
 ADAPTER = re.compile(r"\.lora_[AB]\.(\w+)\.weight$")  # the adapter that a matrix belongs to
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what AdaLoRA's plan has gathered of each triplet
@@ -49,9 +49,10 @@ def adapt(backbone: nn.Module, config: BackboneConfig, steps: int, adapters: int
     ``adapters``: how many of LoRA lie on each other, the first learning (:func:`use_adapter`).
     Raises ConfigError for a pattern or target that matches nothing, and where nothing of a network is left to adapt."""
     network: Any = backbone.network
-    freeze(network, config.freeze)
+    frozen = freeze(network, config.freeze)
     if config.peft is not None:
-        backbone.network = _bottlenecks(network, config) if config.peft.method == "bottleneck" else _through_peft(network, config, steps)
+        bottleneck = config.peft.method == "bottleneck"
+        backbone.network = _bottlenecks(network, config, frozen) if bottleneck else _through_peft(network, config, steps, frozen)
         adapted: Any = backbone.network
         for number in range(1, adapters):
             adapted.add_adapter(adapter_name(number), adapted.peft_config["default"])
@@ -75,8 +76,8 @@ def use_adapter(backbone: nn.Module, number: int) -> None:
                 parameter.requires_grad_(own[1] == adapter_name(number))
 
 
-def freeze(network: nn.Module, config: FreezeConfig) -> None:
-    """Take gradients from the parameters that the section names."""
+def freeze(network: nn.Module, config: FreezeConfig) -> set[int]:
+    """Take gradients from the parameters that the section names; what :func:`id` says of them."""
     frozen: list[nn.Parameter] = list(network.parameters()) if config.all else []
     if config.embeddings:
         tables = [module for module in network.modules() if isinstance(module, nn.Embedding)]
@@ -98,6 +99,7 @@ def freeze(network: nn.Module, config: FreezeConfig) -> None:
         frozen += found
     for parameter in frozen:
         parameter.requires_grad_(False)
+    return {id(parameter) for parameter in frozen}
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
@@ -125,13 +127,14 @@ def linear_layers(network: nn.Module) -> dict[str, tuple[int, int]]:
     found = {}
     for name, module in network.named_modules():
         if id(module) in inside and isinstance(module, nn.Linear | Conv1D):
-            rows, columns = module.weight.shape
-            found[name] = (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
+            rows, columns = (module.out_features, module.in_features) if isinstance(module, nn.Linear) else reversed(module.weight.shape)
+            found[name] = (columns, rows)
     return found
 
 
-def targets_of(network: nn.Module, config: BackboneConfig) -> list[str]:
-    """Names of the linear layers that are adapted: never none, and none that ``freeze`` names."""
+def targets_of(network: nn.Module, config: BackboneConfig, frozen: Collection[int]) -> list[str]:
+    """Names of the linear layers that are adapted: never none, and none that ``freeze`` names, which gave ``frozen``. Layers in 4 bits have
+    no gradient anyway."""
     assert config.peft is not None
     sizes = linear_layers(network)
     method, wanted = config.peft.method, config.peft.targets
@@ -151,7 +154,7 @@ def targets_of(network: nn.Module, config: BackboneConfig) -> list[str]:
                 raise ConfigError(f"backbone.peft.targets: {pattern!r} matches no linear layer: {hint}")
             chosen = [*chosen, *found]
     named = network.get_submodule
-    learning = [name for name in dict.fromkeys(chosen) if config.freeze.all or any(p.requires_grad for p in named(name).parameters())]
+    learning = [name for name in dict.fromkeys(chosen) if config.freeze.all or any(id(p) not in frozen for p in named(name).parameters())]
     if not learning:
         raise ConfigError("backbone.peft: every layer that would be adapted is frozen: freeze fewer layers")
     return learning
@@ -162,9 +165,9 @@ def _narrowing(sizes: dict[str, tuple[int, int]]) -> list[str]:
     return [name for name, (inputs, outputs) in sizes.items() if inputs > outputs]
 
 
-def _bottlenecks(network: nn.Module, config: BackboneConfig) -> nn.Module:
+def _bottlenecks(network: nn.Module, config: BackboneConfig, frozen: Collection[int]) -> nn.Module:
     assert config.peft is not None
-    sizes, targets = linear_layers(network), targets_of(network, config)
+    sizes, targets = linear_layers(network), targets_of(network, config, frozen)
     network.requires_grad_(False)
     for name in targets:
         parent, _, last = name.rpartition(".")
@@ -173,7 +176,7 @@ def _bottlenecks(network: nn.Module, config: BackboneConfig) -> nn.Module:
     return network
 
 
-def _through_peft(network: Any, config: BackboneConfig, steps: int) -> nn.Module:
+def _through_peft(network: Any, config: BackboneConfig, steps: int, frozen: Collection[int]) -> nn.Module:
     try:
         import peft
     except ImportError:
@@ -186,7 +189,9 @@ def _through_peft(network: Any, config: BackboneConfig, steps: int) -> nn.Module
     task = {"task_type": peft.TaskType.FEATURE_EXTRACTION} if isinstance(network, PreTrainedModel) else {}
     if method == "prefix":
         return _with_prefix(peft, network, asked, task)
-    targets = targets_of(network, config)
+    targets = targets_of(network, config, frozen)
+    if quantised(config):
+        network.is_loaded_in_4bit = True  # which transformers says of a whole network, and this may be a part of it
     transposed = {type(network.get_submodule(name)).__name__ == "Conv1D" for name in targets}
     if len(transposed) > 1:
         raise ConfigError("backbone.peft.targets: linear layers of two kinds at once: name those of one")

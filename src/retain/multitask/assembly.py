@@ -13,11 +13,12 @@ import torch
 from retain.config import ConfigError
 from retain.config.schema import ModelConfig
 from retain.data.errors import DataError
-from retain.lm.devices import choose_device, machine
+from retain.lm.devices import choose_device, training_precision
 from retain.multitask.adapting import RankPlan, adapt
 from retain.multitask.backbones.base import BACKBONES, Backbone, Encoded, Inputs
 from retain.multitask.config import ExperimentConfig
 from retain.multitask.network import MultitaskNetwork
+from retain.multitask.quantising import place_quantised
 from retain.multitask.records import Row, check_columns, read_rows, split_rows
 from retain.multitask.sampling import Schedule, schedule_of
 from retain.multitask.tasks.base import TASKS, Targets, Task
@@ -70,12 +71,13 @@ class Experiment:
 def assemble(config: ExperimentConfig) -> Experiment:
     """Read and check all records, fit what is fitted on the training records, load the backbone, freeze, adapt, and put heads on it.
 
-    Raises DataError and ConfigError, one line each, in the order: files, columns, labels, backbone, targets.
+    Raises DataError and ConfigError, one line each, in the order: libraries, files, columns, labels, backbone, targets.
     """
     notes: list[str] = []
     tasks = [TASKS.find(task.kind, "tasks").__call__(name, task) for name, task in config.tasks.items()]
-    parts = read_parts(config, tasks, notes.append)
     device = choose_device(ModelConfig.model_validate({"device": config.training.device}))
+    place_quantised(config.backbone, device)
+    parts = read_parts(config, tasks, notes.append)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = _backbone(config, tasks, parts)
@@ -88,7 +90,7 @@ def assemble(config: ExperimentConfig) -> Experiment:
         raise ConfigError("backbone.freeze: nothing is left to learn")
     network.to(device)
     plan = RankPlan(backbone.network, config.backbone)
-    return Experiment(config, tasks, parts, network, plan, schedules, device, precision_of(config, device), notes)
+    return Experiment(config, tasks, parts, network, plan, schedules, device, precision_of(config, device, backbone), notes)
 
 
 def network_of(config: ExperimentConfig, backbone: Backbone, tasks: Sequence[Task]) -> MultitaskNetwork:
@@ -97,11 +99,11 @@ def network_of(config: ExperimentConfig, backbone: Backbone, tasks: Sequence[Tas
     return MultitaskNetwork(backbone, tasks, fused, config.conflicts.kind == "uncertainty")
 
 
-def precision_of(config: ExperimentConfig, device: torch.device) -> torch.dtype:
-    """What products are computed in: float32, or bfloat16 by autocast. Weights are float32 in any case."""
+def precision_of(config: ExperimentConfig, device: torch.device, backbone: Backbone) -> torch.dtype:
+    """What products are computed in: float32, or bfloat16 by autocast. Weights are float32 in any case. ``auto`` is what the device
+    computes in for a pretrained network, and float32 for the small ones that begin at random, which gain nothing."""
     asked = config.training.precision
-    fast = device.type == "cuda" and machine().cuda_bf16
-    return torch.bfloat16 if asked == "bfloat16" or (asked == "auto" and fast) else torch.float32
+    return training_precision(device, "float32" if asked == "auto" and not backbone.pretrained else asked)
 
 
 def read_parts(config: ExperimentConfig, tasks: Sequence[Task], say: Say) -> dict[str, dict[str, Part]]:

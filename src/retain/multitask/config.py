@@ -23,7 +23,9 @@ class FreezeConfig(Section):
 class PeftConfig(Section):
     """A small number of parameters that learn in place of the backbone's own."""
 
-    method: Literal["lora", "rslora", "dora", "adalora", "ia3", "prefix", "bottleneck"] = Field("lora", description="Kind of adapter")
+    method: Literal["lora", "qlora", "rslora", "dora", "adalora", "ia3", "prefix", "bottleneck"] = Field(
+        "lora", description="Kind of adapter; qlora is lora on a backbone in 4 bits"
+    )
     rank: Count = Field(8, description="Rank of LoRA's matrices; width of a bottleneck")
     alpha: Positive = Field(16.0, description="Scale of LoRA's product: alpha / rank, for rslora alpha / sqrt(rank)")
     dropout: Fraction = Field(0.0, description="Dropout of an adapter's inputs")
@@ -40,6 +42,8 @@ class BackboneConfig(Section):
     kind: str = Field(description="Kind of backbone")
     freeze: FreezeConfig = Field(default_factory=FreezeConfig, description="Parts that do not learn")
     peft: PeftConfig | None = Field(None, description="Learn adapters in place of the backbone's own weights; null learns those")
+
+    _device: str = PrivateAttr(default="cpu")  # where a backbone in 4 bits is loaded: see quantising
 
 
 class DataConfig(Section):
@@ -108,7 +112,9 @@ class TrainingConfig(Section):
     )
     metric: str = Field("mean", description="What the best step is chosen by: TASK.METRIC, mean (of the tasks' main metrics), or loss")
     callbacks: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Callbacks by name, each with its settings")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto is bfloat16 on CUDA and float32 elsewhere")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto is bfloat16 for a pretrained network where the device computes in it, and float32 elsewhere"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train; auto takes CUDA, then MPS, then the CPU")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,41 +20,44 @@ from retain.retention import total
 
 @dataclass(frozen=True)
 class Seen:
-    """A batch that went through the network in training: numbers of the task's training records, and tensors of the batch."""
+    """A batch that went through the network in training, or a piece of one: numbers of the task's training records, and tensors of them.
+    ``share``: what part of the batch's records these are."""
 
     task: str
     numbers: list[int]
     inputs: Inputs
     outputs: Outputs
     targets: Targets
+    share: float = 1.0
 
 
 Look = Callable[[Seen, Tensor], Tensor]  # a batch and its loss to the loss that is minimised in its place
 
 
 def backward(
-    experiment: Experiment, batches: Sequence[Batch], params: Mapping[str, Tensor], seed: int, looks: Sequence[Look] = ()
+    experiment: Experiment, batches: Sequence[Batch], params: Mapping[str, Tensor], seed: int, looks: Sequence[Look] = (), pieces: int = 1
 ) -> dict[str, float]:
     """Add the gradients of a step's batches to the parameters; the mean loss of each task in it, as the task measures it.
 
     The step's loss is the mean over its batches of the weighted losses, each as ``looks``, one after another, make it. With
     ``conflicts.kind: pcgrad`` the gradients of batches of one task are added up first, then :func:`project` takes conflicts out of the
-    parameters that several of the tasks use.
+    parameters that several of the tasks use. ``pieces``: in how many pieces a batch goes through the network; each counts by its records.
     """
-    values: dict[str, list[float]] = {}
+    counts = Counter(name for name, _ in batches)
+    values = dict.fromkeys(counts, 0.0)
     apart: dict[str, list[Tensor | None]] = {}
     ordered = [params[name] for name in sorted(params)]
     pcgrad = experiment.config.conflicts.kind == "pcgrad"
-    for name, numbers in batches:
+    for name, numbers, share in _pieces(batches, pieces):
         task = experiment.task(name)
         inputs, targets = experiment.batch(name, "train", numbers)
         with autocast(experiment.device, experiment.precision):
             outputs = experiment.network(name, inputs)
         loss = task.loss(outputs, targets)
-        values.setdefault(name, []).append(float(loss.detach()))
+        values[name] += share * float(loss.detach())
         for look in looks:
-            loss = look(Seen(name, numbers, inputs, outputs, targets), loss)
-        loss = experiment.network.weighted(task, loss) / len(batches)
+            loss = look(Seen(name, numbers, inputs, outputs, targets, share), loss)
+        loss = share * experiment.network.weighted(task, loss) / len(batches)
         if not pcgrad:
             loss.backward()
             continue
@@ -61,7 +66,16 @@ def backward(
         apart[name] = [total((one, other)) for one, other in zip(before, found, strict=True)]
     if pcgrad:
         _take_over(ordered, list(apart.values()), torch.Generator().manual_seed(seed))
-    return {name: sum(found) / len(found) for name, found in values.items()}
+    return {name: value / counts[name] for name, value in values.items()}
+
+
+def _pieces(batches: Sequence[Batch], count: int) -> Iterator[tuple[str, list[int], float]]:
+    """Each batch in at most ``count`` pieces: task, numbers of records, share of the batch."""
+    for name, numbers in batches:
+        size = math.ceil(len(numbers) / count)
+        for first in range(0, len(numbers), size):
+            piece = numbers[first : first + size]
+            yield name, piece, len(piece) / len(numbers)
 
 
 def _take_over(ordered: Sequence[Tensor], apart: Sequence[Sequence[Tensor | None]], generator: torch.Generator) -> None:

@@ -19,6 +19,7 @@ from retain.data.errors import did_you_mean
 from retain.multitask.backbones import BACKBONES
 from retain.multitask.callbacks import CALLBACKS
 from retain.multitask.config import ExperimentConfig
+from retain.multitask.quantising import quantised
 from retain.multitask.tasks import TASKS
 from retain.retention import RetentionError, describe
 
@@ -50,8 +51,11 @@ def parse_experiment(
     merge(raw, copy.deepcopy(dict(values)))
     for key, value in (overrides or {}).items():
         _override(raw, key, value, where)
+    unknown = next((key for key in raw if key not in ExperimentConfig.model_fields), None)
     for section in ("backbone", "tasks"):
         if not isinstance(raw.get(section), dict) or not raw[section]:
+            if unknown is not None:  # it may be this section, misspelt
+                raise unknown_key(where, unknown, section_keys(ExperimentConfig))
             raise ConfigError(f"{where}: {section}: is missing; it holds `key: value` entries")
     raw["backbone"] = _kind(raw["backbone"], f"{where}: backbone", BACKBONES)
     raw["tasks"] = {name: _kind(task, f"{where}: tasks.{name}", TASKS) for name, task in raw["tasks"].items()}
@@ -116,6 +120,9 @@ def _check(config: ExperimentConfig, where: str) -> None:
         raise ConfigError(f"{where}: sampling.phases: " + (f"{left[0]} is in no phase" if left else "a task is named twice"))
     for name, options in config.training.callbacks.items():
         validated(CALLBACKS.find(name, f"{where}: training.callbacks").Config, options, f"{where}: training.callbacks.{name}")
+    if quantised(config.backbone) and not BACKBONES.find(config.backbone.kind, where).four_bits:
+        able = " and ".join(kind for kind in BACKBONES if BACKBONES.find(kind, where).four_bits)
+        raise ConfigError(f"{where}: backbone.peft.method: qlora is for {able}; for {config.backbone.kind} take lora")
     _check_metric(config, where)
     _check_conflicts(config, where)
     _check_retention(config, where)

@@ -5,6 +5,7 @@ It is the sibling of :mod:`retain.training.loop`, which learns packed tokens of 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from retain.lm.devices import out_of_memory, release_memory
 from retain.multitask.assembly import Experiment
 from retain.multitask.config import TrainingConfig
 from retain.multitask.conflicts import backward
@@ -24,6 +26,7 @@ from retain.multitask.sentinel import Sentinel
 from retain.retention import Batch, Params, Retention, total
 from retain.training.loop import TrainingError
 
+log = logging.getLogger(__name__)
 AfterStep = Callable[[int, dict[str, float], float], bool]
 
 
@@ -40,20 +43,22 @@ def factor_at(step: int, steps: int, training: TrainingConfig) -> float:
 @dataclass(frozen=True)
 class Company:
     """What goes along with the learning of a phase: ``updates`` of the weights; retention ``methods`` and the ``objective`` that they see;
-    a ``sentinel``, and a ``distiller``, where they are asked for."""
+    a ``sentinel``, and a ``distiller``, where they are asked for. ``say`` hears what a user should know."""
 
     updates: Updates
     methods: Sequence[Retention] = ()
     objective: RecordObjective | None = None
     sentinel: Sentinel | None = None
     distiller: Distiller | None = None
+    say: Callable[[str], None] = log.warning
 
 
 def train_phase(experiment: Experiment, schedule: Schedule, first: int, done: int, company: Company, after_step: AfterStep) -> None:
     """Learn from step ``first`` of the schedule to its end, or until ``after_step`` says that it is enough.
 
     ``done``: steps of earlier phases, which AdaLoRA's plan counts; ``after_step(step, losses of the step's tasks, rate)`` is called
-    with weights as they are after the step. Raises TrainingError for a loss that is not finite, and where the sentinel halts.
+    with weights as they are after the step. Where the device has no memory left, batches go through the network in twice as many pieces
+    from there on. Raises TrainingError for a loss that is not finite, where the sentinel halts, and for a record that has no room alone.
     """
     network, training, plan = experiment.network, experiment.config.training, experiment.plan
     updates, methods, objective = company.updates, company.methods, company.objective
@@ -61,12 +66,17 @@ def train_phase(experiment: Experiment, schedule: Schedule, first: int, done: in
     ordered = [params[name] for name in sorted(params)]
     adjusting = [method for method in methods if type(method).adjust_update is not Retention.adjust_update]
     looking_back = any(method.looks_back for method in adjusting)
+    pieces = 1
 
     for step in range(first, schedule.steps):
         network.train()
         rate = updates.set_rate(factor_at(step, schedule.steps, training))
         updates.zero_grad()
-        batches, values = _learned(experiment, schedule.batches(step), params, schedule.seed + step, company)
+        drawn = schedule.batches(step)
+        while (found := _learned(experiment, drawn, params, schedule.seed + step, company, pieces)) is None:
+            updates.zero_grad()
+            pieces = _more_pieces(experiment, drawn, pieces, company)
+        batches, values = found
         if batches:
             terms = [plan.penalty(), *_protection(objective, methods, batches, step, rate, params)]
             extra = total(terms)
@@ -90,22 +100,39 @@ def train_phase(experiment: Experiment, schedule: Schedule, first: int, done: in
 
 
 def _learned(
-    experiment: Experiment, batches: list[Drawn], params: Params, seed: int, company: Company
-) -> tuple[list[Drawn], dict[str, float]]:
-    """The gradients of a step, and its losses by task. Records that the sentinel has left out take no part: where it finds some in this
-    very step, the step is made again without them. The batches that were learned come back, none if nothing of them is left."""
+    experiment: Experiment, batches: list[Drawn], params: Params, seed: int, company: Company, pieces: int
+) -> tuple[list[Drawn], dict[str, float]] | None:
+    """The gradients of a step, and its losses by task; None when the device has no memory for them. Records that the sentinel has left out
+    take no part: where it finds some in this very step, the step is made again without them. The batches that were learned come back, none
+    if nothing of them is left."""
     looks = [company.distiller.look] if company.distiller is not None else []
     sentinel = company.sentinel
-    if sentinel is None:
-        return batches, backward(experiment, batches, params, seed, looks)
-    batches = sentinel.left(batches)
-    with sentinel.watching():
-        values = backward(experiment, batches, params, seed, [*looks, sentinel.look])
-    if sentinel.judge():
-        company.updates.zero_grad()
+    try:
+        if sentinel is None:
+            return batches, backward(experiment, batches, params, seed, looks, pieces)
         batches = sentinel.left(batches)
-        values = backward(experiment, batches, params, seed, looks)
-    return batches, values
+        with sentinel.watching():
+            values = backward(experiment, batches, params, seed, [*looks, sentinel.look], pieces)
+        if sentinel.judge():
+            company.updates.zero_grad()
+            batches = sentinel.left(batches)
+            values = backward(experiment, batches, params, seed, looks, pieces)
+        return batches, values
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None  # not handled here: the error holds on to the tensors of the step
+
+
+def _more_pieces(experiment: Experiment, batches: Sequence[Drawn], pieces: int, company: Company) -> int:
+    """Twice as many pieces, told. Raises TrainingError where each is a single record already."""
+    largest = max(len(numbers) for _, numbers in batches)
+    if pieces >= largest:
+        raise TrainingError("the device has no memory for a single record: shorten the inputs, or take a smaller backbone")
+    release_memory(experiment.device)
+    size = math.ceil(largest / (2 * pieces))
+    company.say(f"out of memory: batches go through the network in {2 * pieces} pieces of at most {size} records from here on")
+    return 2 * pieces
 
 
 def _protection(

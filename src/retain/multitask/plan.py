@@ -12,6 +12,7 @@ from torch import Tensor
 
 from retain.multitask.assembly import Experiment, Part, assemble
 from retain.multitask.config import ExperimentConfig
+from retain.multitask.quantising import count
 from retain.multitask.scoring import autocast, scores
 from retain.multitask.tasks.base import Task
 from retain.multitask.trainer import Trainer
@@ -74,7 +75,7 @@ def plan_experiment(experiment: ExperimentConfig | Experiment) -> Plan:
         phases=config.phases,
         steps=sum(schedule.steps for schedule in experiment.schedules),
         trained=sum(value.numel() for value in learning.values()),
-        parameters=sum(value.numel() for value in network.parameters()),
+        parameters=sum(map(count, network.parameters())),
         memory=weights + 3 * sum(value.nbytes for value in learning.values()) + kept,  # a gradient and two moments of AdamW
         seconds=seconds,
         device=str(experiment.device),

@@ -22,6 +22,7 @@ from retain.multitask.config import ExperimentConfig
 from retain.multitask.files import read_json, read_tensors
 from retain.multitask.loading import parse_experiment
 from retain.multitask.network import MultitaskNetwork
+from retain.multitask.quantising import place_quantised
 from retain.multitask.records import Row, check_columns, read_rows, rows_of
 from retain.multitask.scoring import scores
 from retain.multitask.tasks.base import TASKS, Task
@@ -56,6 +57,7 @@ class Predictor:
         for task in tasks:
             task.restore(manifest["tasks"][task.name])
         where = choose_device(ModelConfig.model_validate({"device": device}))
+        place_quantised(config.backbone, where)
         with torch.random.fork_rng(devices=[]):
             backbone = BACKBONES.find(config.backbone.kind, "backbone.kind").restore(config.backbone, manifest["backbone"], folder)
             backbone.prepare({need for task in tasks for need in task.needs})

@@ -30,6 +30,7 @@ from retain.multitask.loading import validated
 from retain.multitask.loop import Company, train_phase
 from retain.multitask.nested import Updates, updates_of
 from retain.multitask.network import parts_of
+from retain.multitask.quantising import count
 from retain.multitask.retaining import RecordObjective, methods_of
 from retain.multitask.saving import MODEL, save_model
 from retain.multitask.scoring import evaluate
@@ -96,7 +97,7 @@ class Trainer:
         """All phases from the beginning or from a checkpoint; then save."""
         self.started = time.monotonic()
         for note in self.experiment.notes:
-            self._tell("note", {"message": note})
+            self._note(note)
         if saved is not None:
             self.spent = float(saved[0]["seconds"])
             self.matrix, self.stopped = saved[0]["matrix"], saved[0]["stopped"]
@@ -145,7 +146,7 @@ class Trainer:
                 self._checkpoint(updates)
             return self.stop is None
 
-        company = Company(updates, self.methods, self.objective, self.sentinel, self.distiller)
+        company = Company(updates, self.methods, self.objective, self.sentinel, self.distiller, self._note)
         train_phase(self.experiment, schedule, self.at.step, done, company, after_step)
         self._check_effect()
         self.network.load(self.best, "the best weights")
@@ -171,6 +172,9 @@ class Trainer:
         """The optimizers of a phase."""
         return updates_of(self.network, self.config, self.backbone_rate, self.distiller.parameters if self.distiller is not None else None)
 
+    def _note(self, message: str) -> None:
+        self._tell("note", {"message": message})
+
     def _tell_suspects(self, tasks: Sequence[str]) -> None:
         found = self.sentinel.summary() if self.sentinel is not None else {}
         for name in tasks:
@@ -178,7 +182,7 @@ class Trainer:
             if counts:
                 out = found[name]["left_out"]
                 message = f"{name}: suspect records: {', '.join(counts)}; {out} left out: see {self.directory / SUSPECTS}"
-                self._tell("note", {"message": message})
+                self._note(message)
 
     @property
     def backbone_rate(self) -> float:
@@ -323,7 +327,7 @@ class Trainer:
             },
             "phases": [{"tasks": group, "stopped": why} for group, why in zip(self.config.phases, self.stopped, strict=True)],
             "matrix": self.matrix, "chosen_by": self.config.training.metric, "best": self.at.best, "best_step": self.at.best_step,
-            "parameters": {"trained": learning, "all": sum(value.numel() for value in self.network.parameters())},
+            "parameters": {"trained": learning, "all": sum(map(count, self.network.parameters()))},
             "seconds": self.seconds, "notes": self.experiment.notes,
         }  # fmt: skip
         if self.sentinel is not None:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from retain.config import ModelConfig
-from retain.lm.devices import choose_device, choose_precision, use_threads
+from retain.lm.devices import choose_device, training_precision, use_threads
 from retain.pretraining.config import TrainConfig
 from retain.pretraining.errors import PretrainingError
 
@@ -114,8 +114,7 @@ def joined(config: TrainConfig) -> Iterator[Processes]:
     if device.type == "cuda":
         device = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    precision = choose_precision(device, config.precision)
-    made = Processes(rank, world, device, torch.float32 if precision == torch.float16 else precision, config.sharding == "fsdp2")
+    made = Processes(rank, world, device, training_precision(device, config.precision), config.sharding == "fsdp2")
     if world == 1:
         yield made
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -11,8 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from retain.data.examples import Example
+from retain.lm.devices import out_of_memory, release_memory
 from retain.retention.base import Batch, Params, Retention, Task, total
 from retain.training.batches import losses_and_logits, pieces, plan
+
+log = logging.getLogger(__name__)
 
 
 class TrainingError(RuntimeError):
@@ -105,31 +110,19 @@ def train(
     report, started = TrainingReport(steps=len(batches), supervised=supervised), time.perf_counter()
     adjusting = [method for method in retention if type(method).adjust_update is not Retention.adjust_update]
     looking_back = any(method.looks_back for method in adjusting)
+    accumulation = settings.accumulation
+
+    def check(step: int, task_loss: float, loss: float) -> None:
+        _check(task, step, task_loss, loss, report, settings)
 
     for step, new in enumerate(batches):
         replayed = [example for method in retention for example in method.replay(len(new))]
+        consulted = [method.consult(len(new)) for method in retention]
         rate = rate_at(step, len(batches), settings)
         batch = Batch(new, replayed, step, task.objective, rate)
-        for tensor in ordered:
-            tensor.grad = None
-        (last, share), *others = reversed(pieces(new, settings.accumulation)) if settings.accumulation > 1 else [(new, 1.0)]
-        done = 0.0
-        for piece, part in others:
-            piece_loss = part * task.objective.loss(piece, params)
-            piece_loss.backward()
-            done += float(piece_loss.detach())
-        consulted = [method.consult(len(new)) for method in retention]
-        (task_loss, replay_loss), logits = losses_and_logits(task.objective, last, replayed, consulted, params)
-        terms: list[Tensor | None] = [task_loss if share == 1.0 else share * task_loss, replay_loss]
-        terms += [
-            method.loss(replace(batch, consulted=ask, logits=found), params)
-            for method, ask, found in zip(retention, consulted, logits, strict=True)
-        ]
-        loss = total(terms)
-        assert loss is not None
-        task_value, value = done + share * float(task_loss.detach()), done + float(loss.detach())
-        _check(task, step, task_value, value, report, settings)
-        loss.backward()
+        while (found := _backward(batch, consulted, accumulation, params, retention, check)) is None:
+            accumulation = _more_pieces(task, new, accumulation, ordered[0].device)
+        task_value, value = found
         gradients = {name: tensor.grad for name, tensor in params.items() if tensor.grad is not None}
         with torch.no_grad():
             for method in retention:
@@ -155,6 +148,48 @@ def train(
     if not report.change > 0.0 or not math.isfinite(report.change):
         raise TrainingError(f"task {task.id}: training changed nothing (parameter change {report.change})")
     return report
+
+
+def _backward(
+    batch: Batch, consulted: Sequence[Sequence[Example]], accumulation: int, params: Params, retention: Sequence[Retention],
+    check: Callable[[int, float, float], None],
+) -> tuple[float, float] | None:  # fmt: skip
+    """The gradients of a step, in place of those that are there: its task loss, and its loss with the methods' terms. None when the device
+    has no memory for them."""
+    for tensor in params.values():
+        tensor.grad = None
+    try:
+        (last, share), *others = reversed(pieces(batch.new, accumulation)) if accumulation > 1 else [(batch.new, 1.0)]
+        done = 0.0
+        for piece, part in others:
+            piece_loss = part * batch.objective.loss(piece, params)
+            piece_loss.backward()
+            done += float(piece_loss.detach())
+        (task_loss, replay_loss), logits = losses_and_logits(batch.objective, last, batch.replayed, consulted, params)
+        terms: list[Tensor | None] = [task_loss if share == 1.0 else share * task_loss, replay_loss]
+        terms += [
+            method.loss(replace(batch, consulted=ask, logits=found), params)
+            for method, ask, found in zip(retention, consulted, logits, strict=True)
+        ]
+        loss = total(terms)
+        assert loss is not None
+        task_value, value = done + share * float(task_loss.detach()), done + float(loss.detach())
+        check(batch.step, task_value, value)
+        loss.backward()
+        return task_value, value
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None  # not handled here: the error holds on to the tensors of the step
+
+
+def _more_pieces(task: Task, new: Sequence[Example], accumulation: int, device: torch.device) -> int:
+    """Twice the accumulation, told. Raises TrainingError where each piece is a single example already."""
+    if accumulation >= len(new):
+        raise TrainingError(f"task {task.id}: the device has no memory for a single example; shorten the passages or take a smaller model")
+    release_memory(device)
+    log.warning("task %s: out of memory: a step goes through the model in %d pieces from here on", task.id, 2 * accumulation)
+    return 2 * accumulation
 
 
 class _PlainDescent:

@@ -1,19 +1,19 @@
-"""From a question to what the model is asked: adapters by routing or by name, passages, what learners' memories add."""
+"""From a question to what the model is asked, and to its answer: adapters by routing or by name, passages, what learners' memories add."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from retain.adapters import Adapter
 from retain.data.document import Message
 from retain.data.examples import prompt_tokens
-from retain.learners.base import Guide
+from retain.learners.base import Aid, Guide
 from retain.learners.registry import injects
-from retain.lm.generation import Sampling
+from retain.lm.generation import Sampling, generate, stream
 from retain.workspace.errors import NotFound, WorkspaceError
-from retain.workspace.knowledge import Decision, Knowledge
+from retain.workspace.knowledge import Decision, Knowledge, processors_of
 from retain.workspace.records import ActiveAdapter, State
 from retain.workspace.reports import Source
 
@@ -57,6 +57,24 @@ def prepare(
     titles = knowledge.ledger.document
     sources = [Source(hit.document, titles(hit.document).title, hit.text, scores.get(hit.document, 0.0)) for hit in hits]
     return Asked(prompt, used, knowledge.active(used, state), aid.guide, sources, sampling)
+
+
+def answer(knowledge: Knowledge, state: State, asked: Asked, on_token: Callable[[str], None] | None = None) -> tuple[str, int]:
+    """The text that answers, and how many tokens it has; ``on_token`` receives the text as it is written."""
+    model, injection = knowledge.model, knowledge.injection(asked.decision, state)
+    processors = processors_of([Aid(guide=asked.guide)])
+    if on_token is None:
+        text = generate(model, [asked.prompt], asked.sampling, injection, processors)[0]
+        return text, len(model.tokenizer(text, add_special_tokens=False).input_ids)
+    ids: list[int] = []
+    shown = ""
+    for _, token in stream(model, [asked.prompt], asked.sampling, injection, processors):
+        ids.append(token)
+        text = model.tokenizer.decode(ids, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):  # an unfinished character
+            on_token(text[len(shown) :])
+            shown = text
+    return shown, len(ids)
 
 
 def decided(knowledge: Knowledge, state: State, prompt: str, adapters: Wanted | None = None, learner: str | None = None) -> Decision:

@@ -12,22 +12,21 @@ from typing import Any
 from retain.config import Config, load_config
 from retain.data.document import Document, Message, QuestionAnswer
 from retain.evaluation.probes import Tell
-from retain.evaluation.qa import Item
+from retain.evaluation.qa import Item, load_items
 from retain.learners.ace.playbook import Playbook
-from retain.learners.base import Aid
 from retain.learners.checks import check_names, check_ready
 from retain.learners.registry import DEFAULT, check_learner
-from retain.lm.generation import Processor, Sampling, generate, stream
+from retain.lm.generation import Sampling
 from retain.lm.model import LanguageModel
-from retain.workspace import bank, base, playbooks, transaction
-from retain.workspace.asking import Wanted, adapter_named, prepare
+from retain.workspace import bank, base, history, playbooks, transaction
+from retain.workspace.asking import Wanted, adapter_named, answer, prepare
 from retain.workspace.consolidation import Consolidation, due
 from retain.workspace.errors import Conflict, NotFound
-from retain.workspace.knowledge import Knowledge, processors_of, stored_document
+from retain.workspace.knowledge import Knowledge, stored_document
 from retain.workspace.learning import Learnable, Learning, with_learner
 from retain.workspace.ledger import Ledger
 from retain.workspace.lock import WriterLock
-from retain.workspace.records import Checkpoint, DocumentRecord, State, to_json
+from retain.workspace.records import Checkpoint, DocumentRecord, State, UpdateKind
 from retain.workspace.reports import EVENTS, AdapterInfo, Answer, Diff, Event, Update, Verification
 from retain.workspace.scoring import score
 from retain.workspace.store import Store
@@ -264,27 +263,9 @@ class ContinualLM:
         asked = prepare(
             knowledge, state, question, sampling, history=turns, retrieval=retrieval, adapters=adapters, learner=learner
         )  # fmt: skip
-        injection, processors = knowledge.injection(asked.decision, state), processors_of([Aid(guide=asked.guide)])
-        if on_token is None:
-            text = generate(self.model, [asked.prompt], sampling, injection, processors)[0]
-            count = len(self.model.tokenizer(text, add_special_tokens=False).input_ids)
-        else:
-            text, count = self._streamed(asked.prompt, sampling, injection, processors, on_token)
+        text, count = answer(knowledge, state, asked, on_token)
         names = [item.name for item in asked.decision.adapters]
         return Answer(text.strip(), asked.sources, names, time.perf_counter() - started, count)
-
-    def _streamed(
-        self, prompt: Sequence[int], sampling: Sampling, injection: Any, processors: Sequence[Processor], on_token: Callable[[str], None]
-    ) -> tuple[str, int]:
-        ids: list[int] = []
-        shown = ""
-        for _, token in stream(self.model, [prompt], sampling, injection, processors):
-            ids.append(token)
-            text = self.model.tokenizer.decode(ids, skip_special_tokens=True)
-            if not text.endswith("\ufffd"):  # an unfinished character
-                on_token(text[len(shown) :])
-                shown = text
-        return shown, len(ids)
 
     def evaluate(
         self,
@@ -305,8 +286,6 @@ class ContinualLM:
         Returns what :func:`retain.evaluation.grade_answers` does, shares with intervals and every item with its answer, and "routed",
         how many questions were answered by what was learned. Raises DataError, LearnerError, NotFound, WorkspaceError.
         """
-        from retain.evaluation.qa import load_items
-
         if learner is not None:
             check_learner(learner)
         if isinstance(items, str | Path):
@@ -329,24 +308,7 @@ class ContinualLM:
 
     def diff(self, update: str) -> Diff:
         """What an update changed: adapters, documents, and the size of the change."""
-        record = self.ledger.update(update)
-        before, after = self._states(record.before, record.after)
-        old, new = {item.name: item for item in before.adapters}, {item.name: item for item in after.adapters}
-        added = [item for name, item in new.items() if name not in old or old[name].digest != item.digest]
-        removed = [item for name, item in old.items() if name not in new or new[name].digest != item.digest]
-        parameters: dict[str, Any] = {}
-        for item in added:
-            tensors, _ = self.store.get_tensors(item.digest)
-            norm = float(sum(tensor.float().square().sum() for tensor in tensors.values())) ** 0.5
-            parameters[item.name] = {"tensors": len(tensors), "values": sum(t.numel() for t in tensors.values()), "norm": round(norm, 4)}
-        documents_before, documents_after = before.documents(), after.documents()
-        return Diff(
-            [item.name for item in added],
-            [item.name for item in removed],
-            sorted(documents_after - documents_before),
-            sorted(documents_before - documents_after),
-            parameters,
-        )
+        return history.difference(self.ledger, self.store, self.ledger.update(update))
 
     def documents(self) -> list[DocumentRecord]:
         """Documents in the order of their arrival, with their status."""
@@ -356,25 +318,7 @@ class ContinualLM:
         """Undo one update: what it added is taken out, what it removed is put back; later updates stay."""
         with self._writing():
             record = self.ledger.update(update)
-            if record.expired:
-                raise Conflict(f"update {record.id} cannot be reverted: a document it held was forgotten")
-            before, after = self._states(record.before, record.after)
-            state = self.state
-            gone = {item.digest for item in after.adapters} - {item.digest for item in before.adapters}
-            back = [item for item in before.adapters if item.digest not in {kept.digest for kept in after.adapters}]
-            names = {item.name for item in back}
-            went_on = [item.name for item in state.adapters if item.name in names and item.digest not in gone]
-            if went_on:
-                raise Conflict(f"adapter {went_on[0]} learned more since: revert the later updates before {record.id} first")
-            kept = [item for item in state.adapters if item.digest not in gone]
-            served = {document: item.name for item in kept for document in item.documents}
-            moved = [served[document] for item in back for document in item.documents if document in served]
-            if moved:
-                raise Conflict(f"its documents are in the adapter {moved[0]} now: revert the update that made it before {record.id}")
-            undone = state.with_adapters([*kept, *back], {name: before.retention[name] for name in names if name in before.retention})
-            if undone == state:
-                raise Conflict(f"update {record.id} left nothing in the current state that could be undone")
-            return self._move(undone, "revert", reverts=record.id)
+            return self._move(history.undone(self.ledger, record), "revert", reverts=record.id)
 
     def forget(self, document: str, *, drop_checkpoints: bool = False) -> Update:
         """Remove a document and everything that was learned from it, for good: text, passages, probes, adapters, history states.
@@ -406,30 +350,7 @@ class ContinualLM:
 
     def verify(self) -> Verification:
         """Check every stored byte against its hash, the ledger's integrity, and a sample of the probes against their recorded scores."""
-        referenced = self.ledger.referenced_digests()
-        problems = [f"object {(item.path.parent.name + item.path.name)[:12]}: {item.problem}" for item in self.store.verify(referenced)]
-        problems += [f"ledger: {problem}" for problem in self.ledger.check()]
-        for record in self.ledger.updates():
-            content = dict(record.certificate)
-            if "hash" in content:
-                stated = content.pop("hash")
-                from retain.workspace.store import digest_of
-
-                if digest_of(to_json(content).encode()) != stated:
-                    problems.append(f"update {record.id}: its certificate was changed")
-        probes: dict[str, Any] = {}
-        stored = self.ledger.sample_probes(self.config.gate.probe_budget, self.config.learn.seed)
-        if stored and not problems:
-            from retain.evaluation.probes import Probe
-
-            state = self.state
-            asked = [Probe(item.document, item.question, item.answer) for item in stored]
-            scores = self.knowledge.recalls(asked, [self.knowledge.decide(probe.question, state) for probe in asked], state)
-            was, now = sum(bool(item.baseline) for item in stored), sum(scores)
-            probes = {"asked": len(stored), "right_when_learned": was, "right_now": now}
-            if was and (was - now) / was > self.config.gate.max_forgetting:
-                problems.append(f"probes: {was} were answered when learned, {now} are now")
-        return Verification(not problems, len(referenced), problems, probes)
+        return history.verify(self.ledger, self.store, self.config, lambda: self.knowledge)
 
     def collect(self) -> int:
         """Remove what is on the disk and belongs to nothing, such as candidates that were refused; how many objects that were.
@@ -515,34 +436,8 @@ class ContinualLM:
 
     # --- inside --------------------------------------------------------------------------------------------------------------------
 
-    def _move(self, state: State, kind: Any, reverts: str = "") -> Update:
-        """Commit a state; documents that come back are indexed again, those that go leave the index (their text stays, rejected)."""
-        current = self.state
-        now, then = current.documents(), state.documents()
-        after = self.store.put(state.to_bytes())
-        back, gone = sorted(then - now), sorted(now - then)
-        pieces = [piece for key in back for piece in transaction.document_chunks(self.model, self._stored(self.ledger.document(key)))]
-        certificate = transaction.seal({"documents": [{"id": key} for key in (*back, *gone)], "reason": reverts and f"reverts {reverts}"})
-        with self.ledger.transaction():
-            record = self.ledger.commit_update(
-                kind,
-                self.ledger.head(),
-                after,
-                documents=back or gone,
-                chunks=pieces,
-                certificate=certificate,
-                mark="committed" if back or not gone else "rejected",
-                reason="" if back or not gone else "reverted",
-                reverts=reverts,
-            )
-            if back and gone:
-                record = self.ledger.commit_update(
-                    kind, after, after, documents=gone, certificate=certificate, mark="rejected", reason="reverted"
-                )
-        return Update.of(record)
-
-    def _states(self, before: str, after: str) -> tuple[State, State]:
-        return (self.ledger.state(before) if before else State()), (self.ledger.state(after) if after else State())
+    def _move(self, state: State, kind: UpdateKind, reverts: str = "") -> Update:
+        return history.move(self.ledger, self.store, lambda: self.model, state, kind, reverts)
 
     def _stored(self, record: DocumentRecord) -> Document:
         return stored_document(self.store, record)

@@ -15,6 +15,7 @@ from retain.data.errors import DataError
 from retain.data.fetch import Fetched, Unreachable, fetch
 from retain.data.readers.isolated import read_isolated
 from retain.learners.base import LearnerError
+from retain.learners.checks import check_ready
 from retain.learners.teacher import TeacherError
 from retain.training.loop import TrainingError
 from retain.workspace.continual import ContinualLM
@@ -45,6 +46,7 @@ class Worker:
         self.lm, self.owner = lm, f"{socket.gethostname()}:{os.getpid()}"
         self._tell = tell or (lambda event: None)
         self._upkeep = Upkeep(lm, self._tell)
+        self._ready = False  # whether the base and the settings were looked at
         self._fetch = fetcher or (lambda url: fetch(url, largest=int(lm.config.serve.body_megabytes * 2**20)))
 
     def run(self, stop: threading.Event, idle: float = 1.0) -> None:
@@ -66,10 +68,12 @@ class Worker:
         """Take one arrival and learn it, then do what is due; False when there is none that may be tried now.
 
         What is wrong with an arrival is kept with it. Any other error is raised, for the process to start anew: with an attempt counted,
-        or one arrival could do it for ever; without, where the base cannot be loaded or the workspace itself is in trouble.
+        or one arrival could do it for ever; without, where the base or the settings allow no learning or the workspace itself is in
+        trouble.
         """
-        if self.lm.ledger.waiting():
-            _ = self.lm.model  # before the lease: a base that cannot be loaded is no arrival's fault
+        if not self._ready and self.lm.ledger.waiting():
+            check_ready(self.lm.model, self.lm.config)  # before the lease: what keeps every arrival from being learned is no one's fault
+            self._ready = True
         leased = self.lm.ledger.lease(self.owner, LEASE)
         for one in leased:
             self._take(one)

@@ -18,15 +18,16 @@ _EIGENVALUES = 6  # shown in a line
 
 
 @command(
+    ("retain experiment forgetting --task1 founders --task2 bridges", "they ship"),
     ("retain experiment forgetting --task1 a.jsonl --task2 b.jsonl", "two files"),
-    ("retain experiment forgetting ... --preset lora-seft", "the larger one"),
+    ("retain experiment forgetting ... --preset lora-seft", "a larger one"),
     ("retain experiment forgetting ... --methods naive,er,ewc", "side by side"),
-    ("retain experiment forgetting ... --set rank=8 --no-curvature", "other settings"),
-    ("retain experiment forgetting ... --study rank=4,16", "what foretells"),
+    ("retain experiment forgetting ... --set rank=8 --no-curvature", "settings"),
+    ("retain experiment forgetting ... --study rank=4,16", "predictors"),
 )
 def forgetting(
     here: Session,
-    task1: Annotated[str, typer.Option(help="First task: a file of questions, or mmlu:SUBJECT.", metavar="A")],
+    task1: Annotated[str, typer.Option(help="First task: founders, bridges, a file of questions, or mmlu:SUBJECT.", metavar="A")],
     task2: Annotated[str, typer.Option(help="Second task.", metavar="B")],
     preset: Annotated[str, typer.Option(help="Settings to start from: lora-small, lora-seft.", metavar="NAME")] = "lora-small",
     methods: Methods = None,

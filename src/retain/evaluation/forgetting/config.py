@@ -53,7 +53,7 @@ class ForgettingConfig(SequenceConfig):
 
     stream: str = Field("forgetting", description="Name of the pair")
     methods: Names = Field(default_factory=lambda: ["naive"], description="Methods to compare")
-    tasks: list[str] = Field(default_factory=list, min_length=2, max_length=2, description="Two tasks: files or mmlu:SUBJECT")
+    tasks: list[str] = Field(default_factory=list, min_length=2, max_length=2, description="Two: files, founders, bridges, mmlu:SUBJECT")
     preset: str = Field("lora-small", description="The preset that the values come from")
     curvature: CurvatureConfig = Field(default_factory=CurvatureConfig, description="Curvature at the first task's solution")
 

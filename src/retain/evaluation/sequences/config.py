@@ -60,7 +60,9 @@ class SequenceConfig(Section):
     hidden: list[Count] = Field(default_factory=lambda: [256], description="Hidden layers of the network, for tables")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="Training of one task")
     settings: MethodsConfig = Field(default_factory=MethodsConfig, description="Settings of the methods")
-    tasks: list[str] = Field(default_factory=list, description="Files or mmlu:SUBJECT, one per task, for a language model")
+    tasks: list[str] = Field(
+        default_factory=list, description="Files, founders, bridges or mmlu:SUBJECT, one per task, for a language model"
+    )
     model: str = Field("smollm2-135m-instruct", description="Base model, for tasks of language")
     rank: Count = Field(16, description="Rank of the adapter")
     alpha: Positive = Field(32.0, description="Scale of the adapter: alpha / rank")

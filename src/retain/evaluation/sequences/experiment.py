@@ -21,7 +21,7 @@ from retain.config.settings import keys_of
 from retain.config.values import parse_yaml, put
 from retain.data.errors import DataError, did_you_mean
 from retain.data.tables import load_table_stream, table_streams
-from retain.data.tasks import load_tasks
+from retain.data.tasks import load_tasks, shipped_tasks
 from retain.evaluation.metrics import seed_interval, summarise
 from retain.evaluation.runs import Run, RunError
 from retain.evaluation.sequences.cautions import cautions_after, cautions_before
@@ -247,7 +247,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataError("holds no settings", path=path, fix="stream, methods, tasks ...")
     if isinstance(data.get("tasks"), list):
-        data["tasks"] = [task if str(task).startswith("mmlu:") else str(path.parent / str(task)) for task in data["tasks"]]
+        data["tasks"] = [_placed(str(task), path.parent) for task in data["tasks"]]
     if data.get("data"):
         data["data"] = str(path.parent / str(data["data"]))
     return {"stream": path.stem, **data}
+
+
+def _placed(task: str, folder: Path) -> str:
+    """A task that a file in this folder names: a name, or a path."""
+    path = folder / task
+    return task if task.startswith("mmlu:") or (task in shipped_tasks() and not path.exists()) else str(path)

@@ -50,6 +50,7 @@ class Backbone(nn.Module):
     learning_rate: ClassVar[float] = 1e-3  # of all weights; with adapters, see adapted_rate
     adapted_rate: ClassVar[float] = 1e-3
     pretrained: ClassVar[bool] = True  # whether frozen weights can be had again from where they came
+    four_bits: ClassVar[bool] = False  # whether it can be loaded in 4 bits, for qlora
     limit: ClassVar[str] = "max_length"  # the key that says how long an input may be
     width: int
     network: nn.Module

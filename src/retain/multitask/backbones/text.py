@@ -22,6 +22,7 @@ from retain.lm.loading import load_tokenizer, locate, quiet, read_config, rememb
 from retain.multitask.backbones.base import BACKBONES, Backbone, Encoded, Inputs, States, last_state, masked_mean
 from retain.multitask.backbones.writing import KNOWN, TARGET, greedy
 from retain.multitask.config import BackboneConfig
+from retain.multitask.quantising import hold_still, loading_options
 from retain.multitask.records import Row
 
 ModelKind = Literal["encoder", "causal", "seq2seq"]
@@ -63,6 +64,7 @@ class Language(Backbone):
     gives = frozenset({"tokens", "offsets", "generation"})
     learning_rate = 5e-5
     adapted_rate = 5e-4
+    four_bits = True
     reads: ClassVar[tuple[str, ...]] = ("input_ids", "token_type_ids")  # of what a tokenizer gives
     continues: ClassVar[bool] = True  # what is written follows the input in one text
 
@@ -107,10 +109,11 @@ class Language(Backbone):
         with quiet():
             try:
                 network, report = _class_for(kind, found).from_pretrained(
-                    str(directory), dtype=torch.float32, local_files_only=True, output_loading_info=True
+                    str(directory), dtype=torch.float32, local_files_only=True, output_loading_info=True, **loading_options(config)
                 )
             except Exception as error:  # transformers raises whatever it stumbles over
                 raise ConfigError(f"backbone.model: {config.model} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        hold_still(network)
         of_head = _names_of_head(network, kind)
         missing = sorted(name for name in report.get("missing_keys") or () if not name.startswith("pooler."))
         needed = [name for name in missing if name not in of_head]

@@ -64,7 +64,7 @@ class Sentinel:
         self._latest: dict[tuple[str, str], LatestValues] = {}
         self._margins: dict[str, Margins] = {}
         self._norms: GradientNorms | None = None
-        self._seen: list[tuple[str, list[int]]] = []  # batches of the step
+        self._seen: list[tuple[str, list[int], float]] = []  # batches of the step, or pieces of them, and their share
         self._judged: list[tuple[str, int, Check, float, str]] = []  # task, record, check, score, reason
         wrong = [name for name in config.actions if getattr(config, name) is None]
         if wrong:
@@ -112,7 +112,7 @@ class Sentinel:
     @torch.no_grad()
     def look(self, seen: Seen, loss: Tensor) -> Tensor:
         """A batch after its pass through the network; its loss stays as it is."""
-        self._seen.append((seen.task, seen.numbers))
+        self._seen.append((seen.task, seen.numbers, seen.share))
         if self._norms is not None:
             self._norms.batch = len(self._seen)
         task = self.experiment.task(seen.task)
@@ -134,8 +134,8 @@ class Sentinel:
         """After the backward pass of a step: judge the gradients, then act. Whether records of this step are left out from here on. Raises
         TrainingError where the action is to halt."""
         if self._norms is not None and self.config.gradient is not None:
-            for batch, (name, numbers) in enumerate(self._seen):
-                norms = self._norms.norms(batch, len(numbers))
+            for batch, (name, numbers, share) in enumerate(self._seen):
+                norms = self._norms.norms(batch, len(numbers)) / share
                 if len(norms):
                     self._outliers(name, numbers, "gradient", norms, self.config.gradient)
         return self._act()
