@@ -6,6 +6,7 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -78,6 +79,14 @@ def _hidden_future(length: int, seen: int, repeats: int, device: torch.device) -
     return torch.full((length, seen), -math.inf, device=device).triu(1 + seen - length).repeat(repeats, 1)
 
 
+def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros. On a CPU those that nothing is written to take no memory: numpy has the operating system's empty pages, where torch writes
+    every zero (94 MB and 40 ms for eight sequences of 512 tokens of SmolLM2-135M)."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+
 class KeyValueCache:
     """Keys and values [layers, rows, KV, capacity, D] of sequences; nothing is reallocated while decoding."""
 
@@ -93,7 +102,7 @@ class KeyValueCache:
         """Of ``rows`` sequences with ``capacity`` positions each."""
         c = model.config
         shape = (model.layers, rows, c.kv_heads, capacity, c.head_width)
-        return cls(*(torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(2)))
+        return cls(*(_untouched_zeros(shape, model.dtype, model.device) for _ in range(2)))
 
     def share(self, length: int) -> None:
         """Give every row the first ``length`` positions of the first one."""

@@ -140,8 +140,8 @@ class DecoderLM(LanguageModel):
         return self._norm(x, self._views["model.norm.weight"]) if stop == self.layers else x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        if self._quantised_head and not torch.is_grad_enabled():
-            return product(self._quantised_head, hidden, len(hidden) <= FEW).float()
+        if self._quantised_head and not torch.is_grad_enabled() and len(hidden) <= FEW:
+            return self._quantised_head(hidden.float())
         return wide(linear(hidden.to(self._head.dtype), self._head))
 
     def token_loss(self, hidden: Tensor, labels: Tensor, soft: Tensor | None = None) -> Tensor:
