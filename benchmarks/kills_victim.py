@@ -217,17 +217,17 @@ def live(life: Life) -> None:
         watch = Watch(life)
         watch.enter("start")
         files = Files(life, watch)
-        helpers = [] if life.undisturbed else [_send, _undo]
-        for number, helper in enumerate(helpers):
-            threading.Thread(target=_guarded, args=(helper, life, watch, files), name=f"helper {number}", daemon=True).start()
+        others = [] if life.undisturbed else [_send, _undo]
+        for number, other in enumerate(others):
+            threading.Thread(target=_guarded, args=(other, life, watch, files), name=f"other {number}", daemon=True).start()
         _work(life, watch, files)
     except BaseException:
         _end(life)
 
 
-def _guarded(helper: Any, life: Life, watch: Watch, files: Files) -> None:
+def _guarded(other: Any, life: Life, watch: Watch, files: Files) -> None:
     try:
-        helper(life, watch, files)
+        other(life, watch, files)
     except BaseException:
         _end(life)
 

@@ -35,7 +35,7 @@ class Leave(Exception):
     """The person wants to leave the menu, or the question that is being asked."""
 
 
-@command(("retain menu", "the same as retain alone in a terminal"))
+@command(("retain", "the interactive menu"))
 def menu(here: Session) -> None:
     """The interactive menu: everything, by number."""
     if here.json:
