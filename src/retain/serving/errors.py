@@ -56,8 +56,11 @@ def install(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
-        what = "the body is not JSON" if first["type"] == "json_invalid" else f"{where}: {first['msg']}" if where else str(first["msg"])
-        return error_response(400, what, where or None)
+        if first["type"] == "json_invalid":
+            return error_response(400, "the body is not JSON", where or None)
+        if first["loc"] == ("body",):  # also of JSON that is sent as something else
+            return error_response(400, "the body has to be a JSON object, sent with Content-Type: application/json")
+        return error_response(400, f"{where}: {first['msg']}", where)
 
     @app.exception_handler(HTTPException)
     async def known(request: Request, error: HTTPException) -> JSONResponse:
