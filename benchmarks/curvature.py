@@ -10,7 +10,6 @@ of runs that take turns, after a warm-up.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.recording import keep
 from retain.config import LearnConfig
 from retain.data.tasks import load_tasks
 from retain.evaluation.curvature import HessianOperator, Search, adapter_loss, lanczos
@@ -102,9 +102,7 @@ def main() -> None:
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "machine": machine_facts(),
     }  # fmt: skip
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "machine"}, indent=1))
+    keep(result, chosen.out)
 
 
 if __name__ == "__main__":

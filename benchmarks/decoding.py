@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.recording import keep
 from retain.adapters import Adapter, AdapterSpec, Composer, new_lora, select_sites
 from retain.adapters.peft_format import export_peft
 from retain.evaluation.control import load_control
@@ -187,9 +188,7 @@ def main() -> None:
         record["one client"]["llama.cpp"] = {"tokens_per_second": options.tokens / statistics.median(seconds)}
     record["control_perplexity"] = perplexity
     record["machine"] = machine_facts()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in record.items() if key != "machine"}, indent=1))
+    keep(record, options.out)
 
 
 def measured(arms: dict[str, Callable[[], int]], repeats: int) -> dict[str, dict[str, float]]:

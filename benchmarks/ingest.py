@@ -25,6 +25,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.recording import keep
 from retain.lm.devices import machine_facts
 from retain.workspace import Ledger, Store
 from retain.workspace.inbox import Arrival, GroupCommit, Receipts
@@ -146,9 +147,7 @@ def main() -> None:
         "group commit, HTTP": over_http(options.documents),
         "machine": machine_facts(),
     }  # fmt: skip
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in record.items() if key != "machine"}, indent=1))
+    keep(record, options.out)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from safetensors.torch import load
 from benchmarks.kills_check import Told, same_tensors, violations
 from benchmarks.kills_victim import ACTIONS, FAULTS, MODEL, Life, live, settings
 from benchmarks.power_cut import Operation, contents, rebuild
+from benchmarks.recording import keep
 from retain.lm.devices import machine_facts
 from retain.workspace import Ledger, Store
 from retain.workspace.continual import ContinualLM
@@ -263,9 +264,7 @@ def main() -> int:
             "faults": {fault: noticed(folder, options.seed, fault) for fault in FAULTS},
             "machine": machine_facts(),
         }  # fmt: skip
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in record.items() if key != "machine"}, indent=1))
+    keep(record, options.out)
     return 0 if not record["real"]["violations"] and all(item["noticed"] for item in record["faults"].values()) else 1
 
 

@@ -12,7 +12,6 @@ general texts for every engine. Results go to ``benchmarks/results/learners.json
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.recording import keep
 from benchmarks.stream.run import written_stream
 from retain.config import load_config
 from retain.data.answers import contains, exact_match, f1
@@ -134,9 +134,7 @@ def main() -> None:
     }  # fmt: skip
     if options.package:
         record["continual-learning-slm 0.4.0"] = theirs(options.package, stream.documents, asked)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in record.items() if key != "machine"}, indent=1))
+    keep(record, options.out)
 
 
 if __name__ == "__main__":

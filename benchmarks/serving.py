@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ingest import free_port, wait_until_up
+from benchmarks.recording import keep
 from benchmarks.stream.run import written_stream
 from retain.evaluation.control import load_control
 from retain.lm.devices import machine_facts
@@ -156,9 +157,7 @@ def main() -> None:
         "learning": summary(learning), "p99_ratio": summary(learning)["p99"] / summary(idle)["p99"], "documents": statuses,
         "learning_seconds": took, "memory_megabytes": course(memory), "machine": machine_facts(),
     }  # fmt: skip
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in record.items() if key != "machine"}, indent=1))
+    keep(record, options.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ had allocated at most.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import tempfile
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.recording import keep
 from retain.adapters import Adapter, inject
 from retain.adapters.peft_format import WEIGHTS, export_peft
 from retain.config import LearnConfig
@@ -108,9 +108,7 @@ def main() -> None:
         "recall_before": recall(model, asked, None), "recall_after": recall(model, asked, made.adapter),
         "goal_seconds_on_a_gpu": 10.0, "machine": machine_facts(),
     }  # fmt: skip
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in record.items() if key != "machine"}, indent=1))
+    keep(record, options.out)
 
 
 if __name__ == "__main__":

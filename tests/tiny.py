@@ -26,6 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TINY_SETTINGS: dict[str, dict[str, Any]] = {
+    "learn": {"rank": 8, "alpha": 16.0, "layers": "all", "epochs": 12, "batch_tokens": 256, "learning_rate": 5e-3},
+    "study": {"writer": "none", "held_out_fraction": 0.5},
+    "route": {"least_bits": 2.0, "threshold": 0.4},
+    "model": {"precision": "float32"},
+}
+"""What the small model learns a document with: sections of a configuration."""
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from tests.tiny import known_questions, tiny_documents, tiny_questions
+from tests.tiny import TINY_SETTINGS, known_questions, tiny_documents, tiny_questions
 from typer.testing import CliRunner
 
 from retain.cli import bench, session
@@ -28,10 +28,7 @@ def settings() -> Config:
     return load_config(
         None,
         {
-            "learn": {"rank": 8, "alpha": 16.0, "layers": "all", "epochs": 12, "batch_tokens": 256, "learning_rate": 5e-3},
-            "study": {"writer": "none", "held_out_fraction": 0.5},
-            "route": {"least_bits": 2.0, "threshold": 0.4},
-            "model": {"precision": "float32"},
+            **TINY_SETTINGS,
             "gate": {"max_forgetting": 1.0, "max_perplexity_rise": 1e9},
         },
     )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
-from tests.tiny import tiny_documents
+from tests.tiny import TINY_SETTINGS, tiny_documents
 
 from retain.config import Config, load_config
 from retain.config.serving import ServeConfig
@@ -29,10 +29,7 @@ def settings() -> Config:
     return load_config(
         None,
         {
-            "learn": {"rank": 8, "alpha": 16.0, "layers": "all", "epochs": 12, "batch_tokens": 256, "learning_rate": 5e-3},
-            "study": {"writer": "none", "held_out_fraction": 0.5},
-            "route": {"least_bits": 2.0, "threshold": 0.4},
-            "model": {"precision": "float32"},
+            **TINY_SETTINGS,
             "gate": {"attempts": 1},
         },
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import known_questions, tiny_documents, tiny_questions
+from tests.tiny import TINY_SETTINGS, known_questions, tiny_documents, tiny_questions
 
 from retain.config import Config, load_config
 from retain.data.document import Document
@@ -25,10 +25,7 @@ def settings() -> Config:
     return load_config(
         None,
         {
-            "learn": {"rank": 8, "alpha": 16.0, "layers": "all", "epochs": 12, "batch_tokens": 256, "learning_rate": 5e-3},
-            "study": {"writer": "none", "held_out_fraction": 0.5},
-            "route": {"least_bits": 2.0, "threshold": 0.4},
-            "model": {"precision": "float32"},
+            **TINY_SETTINGS,
             "gate": {"attempts": 1},
             "ace": {"url": None},
         },

@@ -9,9 +9,9 @@ from pathlib import Path
 TEMPORARY = ".tmp-"  # how names of files and folders begin that are not there yet
 
 
-def sync(path: Path) -> None:
-    """fsync of a file or of the names in a folder, where the file system can."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def sync(path: Path, flags: int = 0) -> None:
+    """fsync of a file or of the names in a folder, where the file system can; ``flags`` for opening it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(descriptor)
     except OSError as error:

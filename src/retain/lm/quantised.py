@@ -109,10 +109,10 @@ class EightBitProduct:
         span = (most - least).clamp_(min=1e-12)
         u = torch.addcmul(self._half, wide - least, 65535 / span).to(torch.int32)
         low_high = u.view(torch.uint8).view(*u.shape, 4)[..., :2].permute(2, 0, 1).reshape(-1, u.shape[1])
-        product = torch.ops.onednn.qlinear_pointwise(
+        found = torch.ops.onednn.qlinear_pointwise(
             low_high, 1.0, 0, self._packed, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        low, high = product.chunk(2)
+        low, high = found.chunk(2)
         return low.add_(high, alpha=256).mul_(span / 65535).addcmul_(least, self._sums).to(x.dtype)
 
 

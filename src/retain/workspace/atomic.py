@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from retain.data.durable import TEMPORARY, sync
 from retain.workspace.errors import DiskFull, DurabilityLost
 
-TEMPORARY = ".tmp-"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -63,14 +63,7 @@ class FileSystem:
 
     def sync_directory(self, path: Path) -> None:
         """fsync of a folder: makes the names in it durable."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # some network file systems cannot sync folders
-                raise
-        finally:
-            os.close(descriptor)
+        sync(path, os.O_DIRECTORY)
 
 
 DISK = FileSystem()

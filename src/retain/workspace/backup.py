@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from retain.workspace.atomic import TEMPORARY, sync_folder
+from retain.data.durable import TEMPORARY
+from retain.workspace.atomic import sync_folder
 from retain.workspace.database import now
 from retain.workspace.errors import Conflict, Damaged, DiskFull, NotFound
 from retain.workspace.ledger import Ledger

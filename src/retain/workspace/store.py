@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retain.workspace.atomic import DISK, TEMPORARY, FileSystem, make_folder, move_file, sync_folder, write_file
+from retain.data.durable import TEMPORARY
+from retain.workspace.atomic import DISK, FileSystem, make_folder, move_file, sync_folder, write_file
 from retain.workspace.errors import Damaged, NotFound
 
 if TYPE_CHECKING:
